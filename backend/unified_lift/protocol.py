@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The job folder, shared by Blender and the backend: request, events, heartbeat, lock, cancel."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import threading
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import IO, Protocol
+
+from .config import Settings
+
+SCHEMA_VERSION = 1
+
+REQUEST_FILE = "job.json"
+EVENTS_FILE = "events.jsonl"
+STATUS_FILE = "status.json"
+LOCK_FILE = "lock"
+CANCEL_FILE = "cancel"
+LOG_FILE = "log.txt"
+CAMERAS_FILE = "cameras.json"
+SCENE_FILE = "scene.ply"
+OBJECTS_FILE = "objects.json"
+FEATURES_FILE = "features.npz"
+MASKS_DIR = "masks"
+PREVIEW_DIR = "preview"
+
+HEARTBEAT_SECONDS = 0.5
+HUNG_SECONDS = 60.0  # a worker that holds the lock and is silent for longer counts as hung
+
+EXIT_DONE, EXIT_FAILED, EXIT_LOCKED, EXIT_CANCELLED = 0, 1, 75, 130
+TERMINAL_EVENTS = frozenset({"done", "failed", "cancelled"})
+
+log = logging.getLogger(__name__)
+
+
+class JobError(Exception):
+    """What a user can mend: the message says what is wrong, with the value, and what to do."""
+
+
+class Cancelled(Exception):
+    """The user asked for a stop; raised inside the algorithms by `Report.check`."""
+
+
+class Locked(Exception):
+    """Another worker is at work in this job folder."""
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What a job computes: the content of job.json, immutable once written.
+
+    Attributes:
+        capture: absolute path of the capture folder.
+        settings: everything that the result depends on, besides the capture.
+    """
+
+    capture: str
+    settings: Settings = field(default_factory=Settings)
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What can be told of a job from its folder.
+
+    Attributes:
+        name: new, running, hung, finished, failed, cancelled or crashed.
+        event: the last event, {} before the first.
+        pid: process id of the worker that wrote the last heartbeat, 0 if none did.
+        age: seconds since that heartbeat, infinite if there was none.
+    """
+
+    name: str
+    event: dict
+    pid: int
+    age: float
+
+
+class Report(Protocol):
+    """What the algorithms are given to tell how far they are. They know nothing of jobs."""
+
+    def stage(self, name: str, label: str) -> None:
+        """Begin a stage; `label` is shown to the user."""
+
+    def progress(self, step: int, total: int, message: str = "") -> None:
+        """Tell that `step` of `total` is done. Raises Cancelled like `check`."""
+
+    def preview(self, image: str, labels: str, caption: str) -> None:
+        """Show two pictures, paths relative to the job folder ('' = none)."""
+
+    def warning(self, text: str) -> None:
+        """Tell the user something that did not stop the work."""
+
+    def check(self) -> None:
+        """Raise Cancelled if the user asked for a stop."""
+
+
+class SilentReport:
+    """A report that nobody reads: library use and tests."""
+
+    def stage(self, name: str, label: str) -> None:
+        """Ignore."""
+
+    def progress(self, step: int, total: int, message: str = "") -> None:
+        """Ignore."""
+
+    def preview(self, image: str, labels: str, caption: str) -> None:
+        """Ignore."""
+
+    def warning(self, text: str) -> None:
+        """Log."""
+        log.warning(text)
+
+    def check(self) -> None:
+        """Never cancelled."""
+
+
+# ---- request
+
+
+def write_job(job_dir: Path, request: JobRequest) -> None:
+    """Make the job folder and its job.json.
+
+    Raises:
+        JobError: the folder already holds a job, or cannot be written.
+    """
+    path = Path(job_dir) / REQUEST_FILE
+    if path.exists():
+        raise JobError(f"{job_dir} already holds a job. Choose another folder for the new one.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"schema": SCHEMA_VERSION, **asdict(request)})
+    except OSError as error:
+        raise JobError(describe_os_error(error, path.parent)) from error
+
+
+def read_job(job_dir: Path) -> JobRequest:
+    """Read job.json.
+
+    Raises:
+        JobError: there is none, it is not JSON, or another version wrote it.
+    """
+    path = Path(job_dir) / REQUEST_FILE
+    data = read_json(path)
+    if data.get("schema") != SCHEMA_VERSION:
+        raise JobError(
+            f"{path} has schema {data.get('schema')}, this version reads {SCHEMA_VERSION}. "
+            "Run the job with the version that wrote it, or start a new one."
+        )
+    known = {entry.name for entry in fields(Settings)}
+    settings = data.get("settings", {})
+    unknown = sorted(set(settings) - known)
+    if unknown or not isinstance(data.get("capture"), str):
+        raise JobError(f"{path} is not a valid request (capture missing, or unknown {unknown}).")
+    return JobRequest(data["capture"], Settings(**settings))
+
+
+# ---- events
+
+
+def read_events(job_dir: Path, offset: int = 0) -> tuple[list[dict], int]:
+    """Read the whole lines of events.jsonl that follow byte `offset`.
+
+    Returns:
+        The events in their order, and the offset for the next call.
+
+    Raises:
+        JobError: a whole line is not a JSON object.
+    """
+    path = Path(job_dir) / EVENTS_FILE
+    if not path.exists():
+        return [], offset
+    with open(path, "rb") as file:
+        file.seek(offset)
+        data = file.read()
+    whole = data[: data.rfind(b"\n") + 1]
+    try:
+        events = [json.loads(line) for line in whole.splitlines() if line.strip()]
+    except ValueError as error:
+        raise JobError(f"{path} is damaged ({error}). Start the job again.") from error
+    return events, offset + len(whole)
+
+
+def job_state(job_dir: Path) -> JobState:
+    """Derive the state of a job: the lock says whether a worker lives, the last event the rest.
+
+    Raises:
+        JobError: the folder holds no job.
+    """
+    job_dir = Path(job_dir)
+    if not (job_dir / REQUEST_FILE).is_file():
+        raise JobError(f"{job_dir} holds no job (no {REQUEST_FILE}). It may have been moved.")
+    events, _ = read_events(job_dir)
+    last = events[-1] if events else {}
+    status = _read_status(job_dir)
+    age = max(0.0, time.time() - status.get("t", 0.0)) if status else float("inf")
+    return JobState(_state_name(job_dir, last, age), last, status.get("pid", 0), age)
+
+
+def _state_name(job_dir: Path, last: dict, age: float) -> str:
+    if is_locked(job_dir):
+        return "hung" if HUNG_SECONDS < age < float("inf") else "running"
+    finished = {"done": "finished", "failed": "failed", "cancelled": "cancelled"}
+    return finished.get(last.get("event", ""), "crashed" if last else "new")
+
+
+def _read_status(job_dir: Path) -> dict:
+    path = job_dir / STATUS_FILE
+    return read_json(path) if path.exists() else {}
+
+
+def request_cancel(job_dir: Path) -> None:
+    """Ask the worker for a stop; it obeys within a step."""
+    (Path(job_dir) / CANCEL_FILE).touch()
+
+
+# ---- the worker's side
+
+
+class JobReport:
+    """Report into a job folder: events, heartbeat and the estimate of the time left.
+
+    Use it as a context manager: the heartbeat thread lives as long as the block. The estimate
+    needs the expected seconds of each stage (`plan`), refined by what the stages really take.
+    """
+
+    def __init__(self, job_dir: Path) -> None:
+        self.job_dir = Path(job_dir)
+        self.seconds: dict[str, float] = {}  # finished stages
+        self._plan: dict[str, float] = {}
+        self._stage = ""
+        self._stage_start = time.monotonic()
+        self._step = (0, 1)
+        self._last_progress = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> JobReport:
+        (self.job_dir / CANCEL_FILE).unlink(missing_ok=True)
+        _end_broken_line(self.job_dir / EVENTS_FILE)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def emit(self, event: str, **data: object) -> None:
+        """Append one event."""
+        line = json.dumps({"t": round(time.time(), 3), "event": event, **data}) + "\n"
+        with open(self.job_dir / EVENTS_FILE, "ab") as file:
+            file.write(line.encode())
+
+    def plan(self, **seconds: float) -> None:
+        """Set or correct the expected seconds of stages, in the order in which they will run."""
+        self._plan.update(seconds)
+
+    def stage(self, name: str, label: str) -> None:
+        """Begin a stage; the one before it ends."""
+        self.check()
+        self.end_stage()
+        self._stage, self._stage_start, self._step = name, time.monotonic(), (0, 1)
+        self._last_progress = 0.0
+        self.emit("stage", stage=name, label=label)
+
+    def end_stage(self) -> None:
+        """Note the seconds of the stage that ends."""
+        if self._stage:
+            self.seconds[self._stage] = round(time.monotonic() - self._stage_start, 2)
+            self._stage = ""
+
+    def progress(self, step: int, total: int, message: str = "") -> None:
+        """Tell that `step` of `total` is done; an event at most every half second."""
+        self.check()
+        self._step = (step, max(total, 1))
+        now = time.monotonic()
+        if now - self._last_progress < HEARTBEAT_SECONDS and step < total:
+            return
+        self._last_progress = now
+        fraction, left = self.estimate()
+        self.emit(
+            "progress",
+            stage=self._stage,
+            step=step,
+            total=total,
+            fraction=round(fraction, 4),
+            seconds_left=None if left is None else round(left, 1),
+            message=message,
+        )
+
+    def estimate(self) -> tuple[float, float | None]:
+        """Overall fraction done, and seconds left (None before anything is known)."""
+        done = sum(self.seconds.values())
+        elapsed = time.monotonic() - self._stage_start if self._stage else 0.0
+        expected = max(self._plan.get(self._stage, 0.0), 1e-3)
+        share = self._step[0] / self._step[1]
+        # The plan is trusted at first; what the stage itself shows takes over as it goes on.
+        shown = elapsed / share if share > 0 else expected
+        stage_total = max(elapsed, (1 - share) * expected + share * shown)
+        later = sum(
+            seconds
+            for name, seconds in self._plan.items()
+            if name not in self.seconds and name != self._stage
+        )
+        if not self._plan:
+            return share, None
+        left = stage_total - elapsed + later
+        return min(1.0, (done + elapsed) / max(done + elapsed + left, 1e-6)), left
+
+    def preview(self, image: str, labels: str, caption: str) -> None:
+        """Announce two pictures that were written into the job folder."""
+        self.emit("preview", image=image, labels=labels, caption=caption)
+
+    def warning(self, text: str) -> None:
+        """Tell the user something that did not stop the work."""
+        log.warning(text)
+        self.emit("warning", message=text)
+
+    def check(self) -> None:
+        """Raise Cancelled if the cancel file is there."""
+        if (self.job_dir / CANCEL_FILE).exists():
+            raise Cancelled
+
+    def _beat(self) -> None:
+        while True:
+            step, total = self._step
+            status = {"pid": os.getpid(), "t": time.time(), "stage": self._stage}
+            try:
+                write_json(self.job_dir / STATUS_FILE, {**status, "step": step, "total": total})
+            except OSError as error:  # a full disk must not kill the work that frees it
+                log.warning("no heartbeat: %s", error)
+            if self._stop.wait(HEARTBEAT_SECONDS):
+                return
+
+
+def _end_broken_line(path: Path) -> None:
+    """End the half line that a killed worker left, so that the next event is a line of its own."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        path.write_bytes(data[: data.rfind(b"\n") + 1])
+
+
+class JobLock:
+    """The OS lock of a job folder, held as long as the block: it dies with the process."""
+
+    def __init__(self, job_dir: Path) -> None:
+        self.path = Path(job_dir) / LOCK_FILE
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> JobLock:
+        self._file = open(self.path, "ab")
+        # A probe (`is_locked`) holds the lock for a moment: try a few times before refusing.
+        for attempt in range(6):
+            if _try_lock(self._file):
+                return self
+            if attempt < 5:
+                time.sleep(0.1)
+        self._file.close()
+        raise Locked(f"Another process is at work in {self.path.parent}.")
+
+    def __exit__(self, *_: object) -> None:
+        assert self._file is not None
+        self._file.close()
+
+
+def is_locked(job_dir: Path) -> bool:
+    """Whether a worker lives in this job folder."""
+    path = Path(job_dir) / LOCK_FILE
+    if not path.exists():
+        return False
+    with open(path, "ab") as file:
+        return not _try_lock(file)
+
+
+if os.name == "nt":
+    import msvcrt
+
+    def _try_lock(file: IO[bytes]) -> bool:
+        file.seek(0)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EDEADLK):
+                return False
+            raise
+        return True
+else:
+    import fcntl
+
+    def _try_lock(file: IO[bytes]) -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+# ---- files
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write JSON under a temporary name, then rename: readers see the old file or the new one."""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(data, indent=1, allow_nan=False), encoding="utf-8")
+    replace(partial, path)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename over an existing file, trying again while a reader holds it open (Windows)."""
+    for _ in range(20):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if os.name != "nt":
+                raise
+            time.sleep(0.05)
+    os.replace(source, target)
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object.
+
+    Raises:
+        JobError: no such file, or not a JSON object.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise JobError(f"No {Path(path).name} in {Path(path).parent}.") from error
+    except OSError as error:
+        raise JobError(describe_os_error(error, Path(path))) from error
+    except ValueError as error:
+        raise JobError(f"{path} is damaged: {error}.") from error
+    if not isinstance(data, dict):
+        raise JobError(f"{path} is damaged: it holds no JSON object.")
+    return data
+
+
+def describe_os_error(error: OSError, path: Path) -> str:
+    """Say what an operating system error means for the user and what to do."""
+    where = error.filename or path
+    if error.errno == errno.ENOSPC:
+        return f"The disk is full, {where} could not be written. Free some space and run again."
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return f"No permission for {where}. Choose a folder that you may read and write."
+    return f"{where}: {error.strerror or error}."
