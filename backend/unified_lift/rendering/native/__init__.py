@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Loads the native core and passes tensors and arrays to its plain C functions."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Any
+
+from unified_lift.protocol import JobError
+from unified_lift.rendering.native.targets import host_targets, library_path
+
+ABI_VERSION = 1  # of the C functions; the same number stands in core.cpp
+
+
+class Core:
+    """The loaded library and the number of threads that it uses."""
+
+    def __init__(self, library: ctypes.CDLL, num_threads: int) -> None:
+        self.library = library
+        self.num_threads = num_threads
+
+    def call(self, name: str, *arguments: Any, returns: Any = None) -> Any:
+        """Call a C function; the interpreter lock is free meanwhile.
+
+        Args:
+            name: the exported function.
+            arguments: int (C int), float (C float), None (null), contiguous CPU tensors, numpy
+                arrays, or ctypes values.
+            returns: ctypes type of the result.
+        """
+        function = getattr(self.library, name)
+        function.restype = returns
+        return function(*map(_to_c, arguments))
+
+
+def load_core(num_threads: int | None = None) -> Core:
+    """Load the fastest library that this machine can run.
+
+    Raises:
+        JobError: no library fits this machine, or it was built from other sources.
+    """
+    names = host_targets()
+    path = next((p for p in map(library_path, names) if p.exists()), None)
+    if path is None:
+        raise JobError(
+            f"No native core for this machine (looked for {', '.join(names) or 'none'} in "
+            f"{library_path('linux-x86_64-v3').parent}). Build it with "
+            "'python -m unified_lift.rendering.native.compile'."
+        )
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise JobError(f"The native core {path} does not load: {error}. Reinstall it.") from error
+    version = library.abi_version()
+    if version != ABI_VERSION:
+        raise JobError(
+            f"The native core {path} has version {version}, not {ABI_VERSION}. Build it again with "
+            "'python -m unified_lift.rendering.native.compile'."
+        )
+    return Core(library, num_threads or os.cpu_count() or 1)
+
+
+def _to_c(value: Any) -> Any:
+    if isinstance(value, int):
+        return ctypes.c_int(value)
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    if hasattr(value, "data_ptr"):
+        assert value.is_contiguous(), "the native core reads contiguous tensors only"
+        assert value.device.type == "cpu"
+        return ctypes.c_void_p(value.data_ptr())
+    if hasattr(value, "__array_interface__"):
+        assert value.flags.c_contiguous
+        return ctypes.c_void_p(value.ctypes.data)
+    return value

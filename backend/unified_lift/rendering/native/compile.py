@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Compiles the native core for any platform: python -m unified_lift.rendering.native.compile."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from unified_lift.protocol import JobError
+from unified_lift.rendering.native.targets import (
+    LIBRARY_DIR,
+    NATIVE_DIR,
+    TARGETS,
+    host_targets,
+    library_path,
+)
+
+MAIN_SOURCE = NATIVE_DIR / "core.cpp"
+# No C++ standard library: zig would have to build it for each target, and the core needs none.
+# No -ffast-math either: it can switch the whole process to flush-to-zero when it is loaded.
+FLAGS = (
+    "-x c++ -std=c++17 -O3 -shared -s -fvisibility=hidden -nostdlib++ -nostdinc++ "
+    "-fno-exceptions -fno-rtti -fno-math-errno -fno-trapping-math -Wall -Wextra"
+).split()
+
+log = logging.getLogger(__name__)
+
+
+def source_hash() -> str:
+    """Hash of all sources and flags; the library carries it."""
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for path in sorted([*NATIVE_DIR.glob("*.h"), *NATIVE_DIR.glob("*.cpp")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def is_current(name: str) -> bool:
+    """Whether the library of a target was built from the present sources."""
+    path = library_path(name)
+    return path.exists() and source_hash().encode() in path.read_bytes()
+
+
+def compile_target(name: str) -> Path:
+    """Build the library of one target and return its path.
+
+    Raises:
+        JobError: the `ziglang` package is missing, or the compiler failed.
+    """
+    if find_spec("ziglang") is None:
+        raise JobError(
+            f"The native core cannot be compiled: {sys.executable} has no package 'ziglang'. "
+            "Install it with 'pip install ziglang'."
+        )
+    target, path = TARGETS[name], library_path(name)
+    LIBRARY_DIR.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=LIBRARY_DIR) as build_dir:
+        built = Path(build_dir) / path.name
+        command = [sys.executable, "-m", "ziglang", "c++", "-target", target.triple]
+        command += [f"-mcpu={target.cpu}", *FLAGS, f"-DUL_SOURCE_HASH={source_hash()}"]
+        if target.system != "win32":
+            command.append("-fPIC")
+        try:
+            subprocess.run([*command, str(MAIN_SOURCE), "-o", str(built)], check=True)
+        except subprocess.CalledProcessError as error:
+            raise JobError(f"Compiling the native core for {name} failed; see above.") from error
+        os.replace(built, path)  # a running process keeps the library it has loaded
+    return path
+
+
+def compile_targets(names: list[str], force: bool = False) -> list[Path]:
+    """Build the libraries that are missing or built from other sources."""
+    paths = []
+    for name in names:
+        if force or not is_current(name):
+            log.info("compiling %s", name)
+            compile_target(name)
+        paths.append(library_path(name))
+    return paths
+
+
+def main() -> int:
+    """Command line: targets by name, `all`, or none for the machine it runs on."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("targets", nargs="*", choices=[*TARGETS, "all", []], default=[])
+    parser.add_argument("--force", action="store_true", help="compile even if nothing changed")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    names = list(TARGETS) if "all" in arguments.targets else arguments.targets
+    try:
+        for path in compile_targets(names or host_targets()[:1], arguments.force):
+            log.info("%s", path)
+    except JobError as error:
+        log.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The platforms that the native core is built for, and which of them this machine can run."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+NATIVE_DIR = Path(__file__).parent
+LIBRARY_DIR = NATIVE_DIR / "lib"
+PF_AVX2_INSTRUCTIONS_AVAILABLE = 40  # winnt.h
+
+
+class Target(NamedTuple):
+    """One library: what the compiler calls its platform, and what it asks of the machine."""
+
+    system: str  # as sys.platform
+    machine: str  # x86_64 or aarch64
+    needs_avx2: bool
+    triple: str
+    cpu: str
+    suffix: str
+
+
+# The best library for a machine stands before the ones that also fit.
+TARGETS: dict[str, Target] = {
+    "linux-x86_64-v3": Target("linux", "x86_64", True, "x86_64-linux-gnu.2.17", "x86_64_v3", ".so"),
+    "linux-x86_64-v2": Target(
+        "linux", "x86_64", False, "x86_64-linux-gnu.2.17", "x86_64_v2", ".so"
+    ),
+    "linux-aarch64": Target("linux", "aarch64", False, "aarch64-linux-gnu.2.17", "generic", ".so"),
+    "windows-x86_64-v3": Target("win32", "x86_64", True, "x86_64-windows-gnu", "x86_64_v3", ".dll"),
+    "windows-x86_64-v2": Target(
+        "win32", "x86_64", False, "x86_64-windows-gnu", "x86_64_v2", ".dll"
+    ),
+    "macos-arm64": Target("darwin", "aarch64", False, "aarch64-macos", "apple_m1", ".dylib"),
+    "macos-x86_64-v3": Target("darwin", "x86_64", True, "x86_64-macos", "x86_64_v3", ".dylib"),
+    "macos-x86_64-v2": Target("darwin", "x86_64", False, "x86_64-macos", "x86_64_v2", ".dylib"),
+}
+
+
+def library_path(name: str) -> Path:
+    """Where the library of a target lies."""
+    return LIBRARY_DIR / f"{name}{TARGETS[name].suffix}"
+
+
+def host_targets() -> list[str]:
+    """Names of the targets that run on this machine, the fastest first."""
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(
+        platform.machine().lower(), platform.machine().lower()
+    )
+    return [
+        name
+        for name, target in TARGETS.items()
+        if (target.system, target.machine) == (sys.platform, machine)
+        and (not target.needs_avx2 or has_avx2())
+    ]
+
+
+def has_avx2() -> bool:
+    """Whether this x86 processor has what x86-64-v3 asks for (AVX2 stands for the rest)."""
+    if sys.platform == "win32":
+        kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
+        return bool(kernel.IsProcessorFeaturePresent(PF_AVX2_INSTRUCTIONS_AVAILABLE))
+    if sys.platform == "darwin":
+        value, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
+        libc = ctypes.CDLL(None)
+        name = b"hw.optional.avx2_0"
+        failed = libc.sysctlbyname(name, ctypes.byref(value), ctypes.byref(size), None, 0)
+        return not failed and value.value == 1
+    flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
+    return "avx2" in flags and "fma" in flags
