@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Photometric training of the Gaussians: 3DGS losses, coarse to fine, MCMC-style densification."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import GeometryConfig
+from .gaussians import (
+    MAX_COPIES,
+    Gaussians,
+    random_points,
+    relocated,
+    scene_extent,
+    start_gaussians,
+)
+from .protocol import JobError, Report
+from .rendering import Camera, Engine
+
+FAR = 6.0  # SfM points farther from their median than this times the extent are outliers
+
+
+@dataclass
+class Trainer:
+    """The Gaussians in training with their optimiser: the one state of this module."""
+
+    gaussians: Gaussians
+    optimizer: torch.optim.Adam
+    means_lr: float
+
+    @classmethod
+    def start(cls, gaussians: Gaussians, extent: float, config: GeometryConfig) -> Trainer:
+        """Begin at these Gaussians; `extent` scales the learning rate of the means."""
+        rates = {name: getattr(config, f"{name}_lr") for name in gaussians}
+        rates["means"] *= extent
+        params = {name: value.clone().requires_grad_() for name, value in gaussians.items()}
+        groups = [{"params": [params[name]], "lr": rates[name], "name": name} for name in params]
+        optimizer = torch.optim.Adam(groups, eps=1e-15, fused=True)  # eps: 3DGS
+        return cls(params, optimizer, rates["means"])
+
+    def replace(self, gaussians: Gaussians, fresh: Tensor) -> None:
+        """Go on with other Gaussians: the first rows are the old ones, `fresh` rows were changed.
+
+        Args:
+            gaussians: the new parameters, at least as many rows as before.
+            fresh: indices of old rows whose running moments are forgotten.
+        """
+        for group in self.optimizer.param_groups:
+            name, old = group["name"], group["params"][0]
+            state = self.optimizer.state.pop(old)
+            new = gaussians[name].clone().requires_grad_()
+            for moment in ("exp_avg", "exp_avg_sq"):
+                padded = torch.zeros_like(new)
+                padded[: len(old)] = state[moment]
+                padded[fresh] = 0
+                state[moment] = padded
+            self.optimizer.state[new] = state
+            group["params"] = [new]
+            self.gaussians[name] = new
+
+
+def train(
+    photos: list[np.ndarray],
+    cameras: list[Camera],
+    points: np.ndarray,
+    colors: np.ndarray,
+    config: GeometryConfig,
+    engine: Engine,
+    seed: int,
+    report: Report,
+    show: Callable[[Gaussians], None] = lambda gaussians: None,
+) -> Gaussians:
+    """Train Gaussians until they look like the photos.
+
+    Args:
+        photos: (H, W, 3) uint8 each.
+        cameras: one for each photo, world to camera, OpenCV axes.
+        points: (P, 3) float32 in the world frame; with too few of them random ones are added.
+        colors: (P, 3) uint8.
+        config: iterations, resolution, learning rates.
+        engine: what renders.
+        seed: makes the run repeatable.
+        report: told of each step; its steps are units of cost, so they pass evenly in time.
+        show: called after each step, to make a preview.
+
+    Returns:
+        The raw parameters, detached, on the CPU.
+    """
+    rng = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    extent = scene_extent(cameras)
+    start = start_gaussians(*_start_points(photos, cameras, points, colors, config, rng), config)
+    start = {name: value.to(engine.device) for name, value in start.items()}
+    trainer = Trainer.start(start, extent, config)
+    costs = list(step_costs(config, cameras, len(start["means"])))
+    total, spent = sum(costs), 0.0
+    level, images, scaled, order = 0, photos, cameras, []
+    for step in range(config.iterations):
+        factor = coarse_factor(config, cameras, step)
+        if factor != level:
+            level = factor
+            images, scaled = _shrink(photos, cameras, factor)
+        order = order or torch.randperm(len(photos), generator=generator).tolist()
+        view = order.pop()
+        _train_step(trainer, images[view], scaled[view], step, config, engine)
+        if _densify_now(config, step):
+            densify(trainer, config, generator)
+        spent += costs[step]
+        count = len(trainer.gaussians["means"])
+        message = f"{step + 1} of {config.iterations} steps, {count:,} splats"
+        report.progress(round(1000 * spent / total), 1000, message)
+        show(trainer.gaussians)
+    _check_finite(trainer.gaussians)
+    return {name: value.detach().cpu() for name, value in trainer.gaussians.items()}
+
+
+def _start_points(
+    photos: list[np.ndarray],
+    cameras: list[Camera],
+    points: np.ndarray,
+    colors: np.ndarray,
+    config: GeometryConfig,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The capture's points without far outliers, or random ones where there are too few."""
+    values = colors.astype(np.float32) / 255
+    if len(points) >= config.min_points:
+        far = np.linalg.norm(points - np.median(points, 0), axis=1)
+        keep = np.nonzero(far < FAR * scene_extent(cameras))[0]
+        if len(keep) >= config.min_points:
+            if len(keep) > config.max_gaussians:
+                keep = rng.choice(keep, config.max_gaussians, replace=False)
+            return points[keep], values[keep]
+    number = min(config.random_points, config.max_gaussians)
+    return random_points(photos, cameras, number, rng)
+
+
+def coarse_factor(config: GeometryConfig, cameras: list[Camera], step: int) -> int:
+    """By how much the photos are scaled down at a step: coarse to fine."""
+    side = max(max(camera.width, camera.height) for camera in cameras)
+    ends = np.cumsum(config.coarse_shares) * config.iterations
+    stage = int(np.searchsorted(ends, step, side="right"))
+    factor = config.coarse_factors[min(stage, len(config.coarse_factors) - 1)]
+    return max(1, min(factor, side // config.min_coarse_side))
+
+
+def step_costs(config: GeometryConfig, cameras: list[Camera], count: int) -> Iterator[float]:
+    """Expected seconds of each step on two CPU cores (`cost_*` of the config, measured).
+
+    Only their ratios matter to the time left: the first steps show how fast the machine is.
+    """
+    pixels = sum(camera.width * camera.height for camera in cameras) / len(cameras)
+    for step in range(config.iterations):
+        share = pixels / coarse_factor(config, cameras, step) ** 2
+        per_pixel = config.cost_pixel + config.cost_overdraw * count
+        yield config.cost_step + share * per_pixel + count * config.cost_gaussian
+        if _densify_now(config, step):
+            count = max(count, min(config.max_gaussians, int(count * config.growth) + 1))
+
+
+def _shrink(
+    photos: list[np.ndarray], cameras: list[Camera], factor: int
+) -> tuple[list[np.ndarray], list[Camera]]:
+    """Mean over factor x factor pixels; pixels that fill no block are cut off."""
+    if factor == 1:
+        return photos, cameras
+    images, scaled = [], []
+    for photo, camera in zip(photos, cameras, strict=True):
+        height, width = camera.height // factor, camera.width // factor
+        blocks = photo[: height * factor, : width * factor].reshape(
+            height, factor, width, factor, 3
+        )
+        images.append(np.round(blocks.mean((1, 3))).astype(np.uint8))
+        intrinsics = camera.K.clone()
+        intrinsics[:2] /= factor
+        scaled.append(Camera(camera.viewmat, intrinsics, width, height))
+    return images, scaled
+
+
+def _train_step(
+    trainer: Trainer,
+    photo: np.ndarray,
+    camera: Camera,
+    step: int,
+    config: GeometryConfig,
+    engine: Engine,
+) -> None:
+    """One photo, one step of Adam; L = (1 - w) L1 + w (1 - SSIM) + regularisers (3DGS-MCMC)."""
+    decay = config.means_lr_final ** (step / config.iterations)
+    trainer.optimizer.param_groups[0]["lr"] = trainer.means_lr * decay
+    target = torch.from_numpy(photo).to(engine.device).float() / 255
+    params = trainer.gaussians
+    image = engine.render(**params, camera=camera).channels
+    loss = engine.photometric_loss(image, target, config.ssim_weight)
+    loss = loss + config.opacity_regularizer * params["opacities"].sigmoid().mean()
+    loss = loss + config.scale_regularizer * params["scales"].exp().mean()
+    loss.backward()
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
+
+
+def _densify_now(config: GeometryConfig, step: int) -> bool:
+    inside = config.densify_from <= step <= config.densify_until * config.iterations
+    return inside and step % config.densify_every == 0
+
+
+@torch.no_grad()
+def densify(trainer: Trainer, config: GeometryConfig, generator: torch.Generator) -> None:
+    """Move dead Gaussians onto living ones and add copies, drawn by opacity (3DGS-MCMC)."""
+    opacities = trainer.gaussians["opacities"].sigmoid().cpu()
+    num = len(opacities)
+    alive = opacities > config.dead_opacity
+    dead = torch.nonzero(~alive)[:, 0]
+    wanted = min(config.max_gaussians, int(num * config.growth) + 1)
+    total = len(dead) + max(0, wanted - num)
+    if total == 0 or not alive.any():
+        return
+    chances = torch.where(alive, opacities, 0.0)
+    sources = torch.multinomial(chances, total, replacement=True, generator=generator)
+    copies = (torch.bincount(sources, minlength=num) + 1).clamp(max=MAX_COPIES)
+    parents = torch.unique(sources)
+    new = {name: value.detach().clone() for name, value in trainer.gaussians.items()}
+    scales = new["scales"][parents].exp().cpu()
+    opacity, scale = relocated(opacities[parents], scales, copies[parents])
+    device = new["means"].device
+    new["opacities"][parents] = torch.logit(opacity.clamp(config.dead_opacity, 1 - 1e-6)).to(device)
+    new["scales"][parents] = scale.log().to(device)
+    for name, value in new.items():
+        value[dead] = value[sources[: len(dead)]]
+        new[name] = torch.cat([value, value[sources[len(dead) :]]])
+    trainer.replace(new, torch.cat([parents, dead]))
+
+
+def _check_finite(gaussians: Gaussians) -> None:
+    if not all(bool(value.isfinite().all()) for value in gaussians.values()):
+        raise JobError(
+            "Training diverged: some splats became NaN. Check that the camera poses belong to "
+            "the photos, or try another quality preset."
+        )
+
+
+def psnr(image: Tensor, photo: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of (H, W, 3) float 0..1 against uint8, display space."""
+    target = torch.from_numpy(photo).float() / 255
+    error = float(((image.detach().cpu().clamp(0, 1) - target) ** 2).mean())
+    return -10 * math.log10(max(error, 1e-10))
