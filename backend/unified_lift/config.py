@@ -79,3 +79,13 @@ PRESETS = {
     "standard": GeometryConfig(),
     "high": GeometryConfig(longest_side=960, iterations=7000, max_gaussians=100_000, sh_degree=3),
 }
+
+
+@dataclass(frozen=True)
+class CaptureConfig:
+    """What the readers of captures tolerate."""
+
+    pose_tolerance: float = 0.01  # relative difference in length of the axes of a rotation
+    center_tolerance: float = 0.01  # median distance of camera centres, relative to their spread
+    aspect_tolerance: float = 1.5  # pixels by which a scaled photo may miss the camera's aspect
+    undistortion_tolerance: float = 0.01  # pixels that undistortion and distortion may differ
