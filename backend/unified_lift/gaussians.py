@@ -10,9 +10,9 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from .config import GeometryConfig
-from .ply import SH_COUNTS, Splats
-from .rendering import Camera
+from unified_lift.config import GeometryConfig
+from unified_lift.ply import SH_COUNTS, Splats
+from unified_lift.rendering import Camera
 
 # Raw parameters by their gsplat names: means (N, 3), quats (N, 4), scales (N, 3) log,
 # opacities (N,) logit, sh0 (N, 1, 3), shN (N, K, 3), all float32.

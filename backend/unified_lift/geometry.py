@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import GeometryConfig
-from .gaussians import (
+from unified_lift.config import GeometryConfig
+from unified_lift.gaussians import (
     MAX_COPIES,
     Gaussians,
     random_points,
@@ -20,8 +20,8 @@ from .gaussians import (
     scene_extent,
     start_gaussians,
 )
-from .protocol import JobError, Report
-from .rendering import Camera, Engine
+from unified_lift.protocol import JobError, Report
+from unified_lift.rendering import Camera, Engine
 
 FAR = 6.0  # SfM points farther from their median than this times the extent are outliers
 
@@ -159,7 +159,7 @@ def step_costs(config: GeometryConfig, cameras: list[Camera], count: int) -> Ite
     for step in range(config.iterations):
         share = pixels / coarse_factor(config, cameras, step) ** 2
         per_pixel = config.cost_pixel + config.cost_overdraw * count
-        yield config.cost_step + share * per_pixel + count * config.cost_gaussian
+        yield share * per_pixel + count * config.cost_gaussian
         if _densify_now(config, step):
             count = max(count, min(config.max_gaussians, int(count * config.growth) + 1))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .protocol import JobError
-from .protocol import replace as replace_file
+from unified_lift.protocol import JobError
+from unified_lift.protocol import replace as replace_file
 
 SH_COUNTS = (0, 3, 8, 15)  # coefficients above the constant one, for SH degree 0, 1, 2, 3
 _TYPES = {

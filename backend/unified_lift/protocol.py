@@ -9,11 +9,12 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Protocol
 
-from .config import Settings
+from unified_lift.config import Settings
 
 SCHEMA_VERSION = 1
 
@@ -31,6 +32,7 @@ MASKS_DIR = "masks"
 PREVIEW_DIR = "preview"
 
 HEARTBEAT_SECONDS = 0.5
+ESTIMATE_SECONDS = 2.0  # the time left is told when this much work was seen
 HUNG_SECONDS = 60.0  # a worker that holds the lock and is silent for longer counts as hung
 
 EXIT_DONE, EXIT_FAILED, EXIT_LOCKED, EXIT_CANCELLED = 0, 1, 75, 130
@@ -229,9 +231,10 @@ class JobReport:
     needs the expected seconds of each stage (`plan`), refined by what the stages really take.
     """
 
-    def __init__(self, job_dir: Path) -> None:
+    def __init__(self, job_dir: Path, show: Callable[[dict], None] = lambda event: None) -> None:
         self.job_dir = Path(job_dir)
         self.seconds: dict[str, float] = {}  # finished stages
+        self._show = show  # called with each event
         self._plan: dict[str, float] = {}
         self._stage = ""
         self._stage_start = time.monotonic()
@@ -252,9 +255,10 @@ class JobReport:
 
     def emit(self, event: str, **data: object) -> None:
         """Append one event."""
-        line = json.dumps({"t": round(time.time(), 3), "event": event, **data}) + "\n"
+        record = {"t": round(time.time(), 3), "event": event, **data}
         with open(self.job_dir / EVENTS_FILE, "ab") as file:
-            file.write(line.encode())
+            file.write((json.dumps(record) + "\n").encode())
+        self._show(record)
 
     def plan(self, **seconds: float) -> None:
         """Set or correct the expected seconds of stages, in the order in which they will run."""
@@ -294,22 +298,25 @@ class JobReport:
         )
 
     def estimate(self) -> tuple[float, float | None]:
-        """Overall fraction done, and seconds left (None before anything is known)."""
+        """Overall fraction done, and seconds left (None before anything is known).
+
+        The plan was made on another machine: how long the work so far took, compared to its
+        plan, tells how long the rest will take on this one.
+        """
         done = sum(self.seconds.values())
         elapsed = time.monotonic() - self._stage_start if self._stage else 0.0
-        expected = max(self._plan.get(self._stage, 0.0), 1e-3)
         share = self._step[0] / self._step[1]
-        # The plan is trusted at first; what the stage itself shows takes over as it goes on.
-        shown = elapsed / share if share > 0 else expected
-        stage_total = max(elapsed, (1 - share) * expected + share * shown)
-        later = sum(
-            seconds
-            for name, seconds in self._plan.items()
-            if name not in self.seconds and name != self._stage
-        )
-        if not self._plan:
-            return share, None
-        left = stage_total - elapsed + later
+        if not self._plan or (share == 0 and done < ESTIMATE_SECONDS):
+            return 0.0, None
+        expected = self._plan.get(self._stage, 0.0)
+        later = sum(self._plan[name] for name in self._plan if name not in self.seconds)
+        later -= expected if self._stage not in self.seconds else 0.0
+        planned = sum(self._plan.get(name, 0.0) for name in self.seconds)
+        speed = (done + elapsed) / max(planned + share * expected, 1e-3)
+        # What the stage itself shows counts for more than the plan as it goes on.
+        shown = elapsed / share if share > 0 else expected * speed
+        rest = (1 - share) * ((1 - share) * expected * speed + share * shown)
+        left = rest + later * speed
         return min(1.0, (done + elapsed) / max(done + elapsed + left, 1e-6)), left
 
     def preview(self, image: str, labels: str, caption: str) -> None:

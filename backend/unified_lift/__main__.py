@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command line: what Blender starts, and what a shell can do without Blender."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from unified_lift import __version__
+from unified_lift.config import DEVICES, MASKS_AUTO, METHODS, PRESETS, Settings
+from unified_lift.protocol import (
+    EXIT_CANCELLED,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_LOCKED,
+    REQUEST_FILE,
+    Cancelled,
+    JobError,
+    JobLock,
+    JobReport,
+    JobRequest,
+    Locked,
+    describe_os_error,
+    read_job,
+    write_job,
+)
+
+log = logging.getLogger("unified_lift")
+
+
+def run_job(job_dir: Path, show: Callable[[dict], None] = lambda event: None) -> int:
+    """Do the job of a folder, tell it through its events, and return the exit code.
+
+    Args:
+        job_dir: folder with job.json.
+        show: called with each event too; the command line prints it.
+    """
+    try:
+        request = read_job(job_dir)
+        with JobLock(job_dir), JobReport(job_dir, show) as report:
+            return _work(job_dir, request, report)
+    except Locked as error:
+        log.error("%s Wait for it, or cancel it.", error)
+        return EXIT_LOCKED
+
+
+def _work(job_dir: Path, request: JobRequest, report: JobReport) -> int:
+    """Run the pipeline; the one place where an unexpected error ends."""
+    try:
+        report.emit("start", pid=os.getpid(), version=__version__)
+        from unified_lift import pipeline  # torch takes seconds to import: the start is told before
+
+        objects = pipeline.segment(job_dir, request, report)
+        report.end_stage()
+        report.emit("done", objects=objects, seconds=report.seconds)
+        return EXIT_DONE
+    except Cancelled:
+        report.emit("cancelled")
+        return EXIT_CANCELLED
+    except JobError as error:
+        message = str(error)
+    except MemoryError:
+        message = "Out of memory. Choose a lower quality preset, or close other programs."
+    except OSError as error:
+        traceback.print_exc()
+        message = describe_os_error(error, job_dir)
+    except Exception as error:
+        traceback.print_exc()
+        message = f"Unexpected error ({type(error).__name__}: {error}). The log has the details."
+    report.emit("failed", message=message)
+    return EXIT_FAILED
+
+
+def print_event(event: dict) -> None:
+    """Show an event to the user of a shell."""
+    kind = event["event"]
+    if kind == "stage":
+        log.info("%s", event["label"])
+    elif kind == "progress":
+        left = event["seconds_left"]
+        time_left = "" if left is None else f", {left:.0f} s left"
+        log.info("  %3.0f %%%s  %s", 100 * event["fraction"], time_left, event["message"])
+    elif kind in ("warning", "failed"):
+        log.warning("%s: %s", {"warning": "Warning", "failed": "Error"}[kind], event["message"])
+    elif kind == "done":
+        log.info("%d objects, seconds: %s", event["objects"], event["seconds"])
+    elif kind == "cancelled":
+        log.info("Cancelled")
+
+
+def segment(arguments: argparse.Namespace) -> int:
+    """Make a job of the command line's arguments and do it."""
+    masks = arguments.masks
+    if masks not in (MASKS_AUTO, "sam"):
+        masks = str(Path(masks).resolve())
+    checkpoint = str(arguments.sam_checkpoint.resolve()) if arguments.sam_checkpoint else ""
+    settings = Settings(
+        masks, checkpoint, arguments.method, arguments.preset, arguments.device, arguments.seed
+    )
+    request = JobRequest(str(arguments.capture.resolve()), settings)
+    if (arguments.out / REQUEST_FILE).exists() and read_job(arguments.out) == request:
+        log.info("%s holds this very job: going on with it", arguments.out)
+    else:
+        write_job(arguments.out, request)
+    return run_job(arguments.out, print_event)
+
+
+def render(arguments: argparse.Namespace) -> int:
+    """Render a finished job's views."""
+    from unified_lift import pipeline
+
+    count = pipeline.render_views(
+        arguments.job, arguments.out, arguments.split, arguments.object, arguments.device
+    )
+    log.info("%d views in %s", count, arguments.out)
+    return EXIT_DONE
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Score rendered label maps against ground truth."""
+    from unified_lift.metrics import evaluate as score
+
+    sys.stdout.write(json.dumps(score(arguments.ids, arguments.ground_truth), indent=1) + "\n")
+    return EXIT_DONE
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    root = argparse.ArgumentParser(prog="unified-lift", description=__doc__)
+    commands = root.add_subparsers(dest="command", required=True)
+
+    command = commands.add_parser("segment", help="split a capture into objects")
+    command.add_argument("capture", type=Path, help="folder with photos and cameras")
+    command.add_argument("--out", type=Path, required=True, help="job folder to make")
+    command.add_argument("--masks", default=MASKS_AUTO, help="auto, sam or a folder (auto)")
+    command.add_argument("--sam-checkpoint", type=Path, help="segment-anything checkpoint")
+    command.add_argument("--method", choices=METHODS, default=Settings.method)
+    command.add_argument("--preset", choices=list(PRESETS), default=Settings.preset)
+    command.add_argument("--device", choices=DEVICES, default=Settings.device)
+    command.add_argument("--seed", type=int, default=Settings.seed)
+    command.set_defaults(function=segment)
+
+    command = commands.add_parser("render", help="render a finished job's views")
+    command.add_argument("job", type=Path)
+    command.add_argument("--out", type=Path, required=True, help="rgb/ and ids/ go there")
+    command.add_argument("--split", choices=["test", "train", "all"], default="test")
+    command.add_argument("--object", type=int, nargs="+", default=[], help="only these, as RGBA")
+    command.add_argument("--device", choices=DEVICES, default=Settings.device)
+    command.set_defaults(function=render)
+
+    command = commands.add_parser("evaluate", help="score rendered label maps")
+    command.add_argument("ids", type=Path, help="folder of rendered label maps")
+    command.add_argument("ground_truth", type=Path, help="folder with ids/ and meta.json")
+    command.set_defaults(function=evaluate)
+
+    command = commands.add_parser("run", help="do the job of a folder (what Blender starts)")
+    command.add_argument("job", type=Path)
+    command.set_defaults(function=lambda arguments: run_job(arguments.job))
+    return root
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; errors that a user can mend are one line on stderr."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    parsed = parser().parse_args(arguments)
+    try:
+        return parsed.function(parsed)
+    except JobError as error:
+        log.error("Error: %s", error)
+    except OSError as error:
+        log.error("Error: %s", describe_os_error(error, Path(error.filename or ".")))
+    return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
