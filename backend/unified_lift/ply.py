@@ -70,7 +70,7 @@ def write_ply(path: Path, splats: Splats) -> None:
     _put(table, ("x", "y", "z"), splats.means)
     _put(table, ("f_dc_0", "f_dc_1", "f_dc_2"), splats.sh0[:, 0])
     # the layout is channel-major: all coefficients of red, then of green, then of blue
-    rest = splats.shN.transpose(0, 2, 1).reshape(len(splats), -1)
+    rest = splats.shN.transpose(0, 2, 1).reshape(len(splats), 3 * num_sh)
     _put(table, [f"f_rest_{i}" for i in range(3 * num_sh)], rest)
     _put(table, [f"scale_{i}" for i in range(3)], splats.scales)
     _put(table, [f"rot_{i}" for i in range(4)], splats.quats)

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Photometric training on real pixels, with its parts against closed forms."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from unified_lift.config import GeometryConfig
+from unified_lift.gaussians import (
+    PARAMETERS,
+    from_splats,
+    random_points,
+    relocated,
+    scene_extent,
+    start_gaussians,
+    to_splats,
+)
+from unified_lift.geometry import _shrink, coarse_factor, psnr, step_costs, train
+from unified_lift.protocol import SilentReport
+from unified_lift.rendering import Camera, load_engine
+
+CONFIG = GeometryConfig(longest_side=48, iterations=150, max_gaussians=400, sh_degree=0)
+
+
+def look_at_origin(angle, width=48, height=36):
+    """A camera 3 units from the origin, turned about y."""
+    c, s = np.cos(angle), np.sin(angle)
+    pose = torch.eye(4)
+    pose[:3, :3] = torch.tensor([[c, 0, -s], [0, 1, 0], [s, 0, c]])
+    pose[2, 3] = 3.0
+    intrinsics = torch.tensor([[48.0, 0, width / 2], [0, 48.0, height / 2], [0, 0, 1]])
+    return Camera(pose, intrinsics, width, height)
+
+
+@pytest.fixture(scope="module")
+def two_balls():
+    """Photos of a red and a green ball, rendered from known Gaussians."""
+    rng = np.random.default_rng(1)
+    points = rng.normal(size=(200, 3)).astype(np.float32)
+    points *= 0.4 / np.linalg.norm(points, axis=1, keepdims=True)
+    points[:100, 0] -= 0.6
+    points[100:, 0] += 0.6
+    colors = np.repeat(np.array([[0.9, 0.1, 0.1], [0.1, 0.9, 0.1]], np.float32), 100, 0)
+    truth = start_gaussians(points, colors, replace(CONFIG, init_opacity=0.9))
+    engine = load_engine("cpu")
+    cameras = [look_at_origin(angle) for angle in np.linspace(0, 5.5, 8)]
+    with torch.no_grad():
+        images = [engine.render(**truth, camera=camera).channels for camera in cameras]
+    photos = [(image.clamp(0, 1) * 255).round().byte().numpy() for image in images]
+    return photos, cameras, points, (colors * 255).astype(np.uint8)
+
+
+def train_on(two_balls, config=CONFIG, seed=0):
+    photos, cameras, points, colors = two_balls
+    engine = load_engine("cpu")
+    return train(photos, cameras, points, colors, config, engine, seed, SilentReport())
+
+
+def mean_psnr(gaussians, two_balls):
+    engine = load_engine("cpu")
+    with torch.no_grad():
+        return np.mean(
+            [
+                psnr(engine.render(**gaussians, camera=camera).channels, photo)
+                for photo, camera in zip(two_balls[0], two_balls[1], strict=True)
+            ]
+        )
+
+
+def test_training_makes_the_splats_look_like_the_photos(two_balls):
+    start = start_gaussians(two_balls[2], two_balls[3] / 255, CONFIG)
+    assert mean_psnr(train_on(two_balls), two_balls) > mean_psnr(start, two_balls) + 5
+
+
+def test_training_from_random_points_finds_the_balls(two_balls):
+    photos, cameras, _, _ = two_balls
+    nothing = (photos, cameras, np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8))
+    config = replace(CONFIG, iterations=300, random_points=400)
+    assert mean_psnr(train_on(nothing, config), two_balls) > 22
+
+
+def test_the_same_seed_gives_the_same_splats(two_balls):
+    first, second = train_on(two_balls), train_on(two_balls)
+    assert all(torch.equal(first[name], second[name]) for name in PARAMETERS)
+    other = train_on(two_balls, seed=1)
+    assert not torch.equal(first["sh0"][:50], other["sh0"][:50])
+
+
+def test_densification_fills_the_budget_and_no_more(two_balls):
+    config = replace(CONFIG, densify_from=20, densify_every=10)
+    assert len(train_on(two_balls, config)["means"]) == config.max_gaussians
+
+
+def test_relocated_copies_cover_as_much_as_the_original():
+    opacity, scale = torch.tensor([0.8]), torch.ones(1, 3)
+    new_opacity, new_scale = relocated(opacity, scale, torch.tensor([3]))
+    assert 1 - (1 - new_opacity) ** 3 == pytest.approx(0.8, abs=1e-6)
+    # The integral over a line through the centre of n stacked copies equals the original's.
+    x = torch.linspace(-8, 8, 20001, dtype=torch.float64)
+    density = new_opacity.double() * torch.exp(-0.5 * (x / new_scale[0, 0]) ** 2)
+    copies = 1 - (1 - density) ** 3
+    original = 0.8 * torch.exp(-0.5 * x**2)
+    assert torch.trapezoid(copies, x) == pytest.approx(
+        float(torch.trapezoid(original, x)), rel=1e-3
+    )
+
+
+def test_one_copy_stays_as_it_is():
+    opacity, scale = relocated(torch.tensor([0.3]), torch.full((1, 3), 2.0), torch.tensor([1]))
+    assert opacity == pytest.approx(0.3)
+    assert scale == pytest.approx(torch.full((1, 3), 2.0))
+
+
+def test_random_points_lie_where_several_cameras_look(two_balls):
+    photos, cameras, _, _ = two_balls
+    points, colors = random_points(photos, cameras, 200, np.random.default_rng(0))
+    seen = np.zeros(200, int)
+    for camera in cameras:
+        local = points @ camera.viewmat[:3, :3].numpy().T + camera.viewmat[:3, 3].numpy()
+        image = local @ camera.K.numpy().T
+        x, y = image[:, 0] / image[:, 2], image[:, 1] / image[:, 2]
+        inside = (x >= 0) & (x < camera.width) & (y >= 0) & (y < camera.height)
+        seen += (local[:, 2] > 0) & inside
+    assert (seen >= 2).mean() > 0.9
+    assert colors.min() >= 0 and colors.max() <= 1
+
+
+def test_shrinking_keeps_the_geometry_of_the_pixels(two_balls):
+    photos, cameras, _, _ = two_balls
+    images, scaled = _shrink(photos, cameras, 4)
+    assert images[0].shape == (9, 12, 3)
+    assert images[0][0, 0] == pytest.approx(photos[0][:4, :4].mean((0, 1)), abs=0.51)
+    point = torch.tensor([0.1, -0.2, 3.0])
+    assert (scaled[0].K @ point)[:2] * 4 == pytest.approx((cameras[0].K @ point)[:2])
+
+
+def test_resolution_grows_and_the_costs_follow(two_balls):
+    config = replace(CONFIG, min_coarse_side=10)
+    factors = [coarse_factor(config, two_balls[1], step) for step in (0, 60, 149)]
+    assert factors == [4, 2, 1]
+    costs = list(step_costs(config, two_balls[1], 100))
+    assert len(costs) == config.iterations
+    assert costs[0] < costs[-1]
+
+
+def test_extent_is_the_radius_of_the_cameras(two_balls):
+    centres = [-c.viewmat[:3, :3].T @ c.viewmat[:3, 3] for c in two_balls[1]]
+    assert all(float(centre.norm()) == pytest.approx(3, rel=1e-4) for centre in centres)
+    assert 2.5 < scene_extent(two_balls[1]) < 4.5
+
+
+def test_splats_and_parameters_are_the_same_thing(two_balls):
+    start = start_gaussians(two_balls[2], two_balls[3] / 255, CONFIG)
+    again = from_splats(to_splats(start))
+    assert all(torch.equal(start[name], again[name]) for name in PARAMETERS)
