@@ -237,6 +237,8 @@ def _images_bin(path: Path) -> Iterator[_Image]:
                 raise ValueError("a name has no end")
             (num_observations,) = struct.unpack_from("<Q", data, end + 1)
             position = end + 9 + _OBSERVATION * num_observations
+            if position > len(data):
+                raise ValueError("observations are missing")
             yield _Image(data[start:end].decode("utf-8"), _pose_viewmat(pose), camera_id)
 
 
@@ -297,6 +299,8 @@ def _points_bin(path: Path) -> np.ndarray:
         for row in range(count):
             _, *table[row], _, length = _POINT.unpack_from(data, position)
             position += _POINT.size + _TRACK_ENTRY * length
+        if position > len(data):
+            raise ValueError("the last track is not whole")
     return table
 
 

@@ -43,8 +43,8 @@ def readable_views(views: Sequence[View], report: Report) -> list[View]:
     """
     kept: list[View] = []
     failed: list[str] = []
-    for view in views:
-        report.check()
+    for number, view in enumerate(views):
+        report.progress(number, len(views))
         try:
             kept.append(_fitted(view))
         except UNREADABLE as error:

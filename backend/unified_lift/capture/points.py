@@ -54,19 +54,22 @@ def read_points_ply(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_vertices(data: bytes) -> np.ndarray:
-    """The first element as a structured array. Raises ValueError, IndexError, KeyError."""
+    """The vertices, first element of a PLY, as a structured array. Raises ValueError, KeyError."""
     head, _, body = data.partition(b"end_header")
     body = body[body.index(b"\n") + 1 :]
-    words = [line.split() for line in head.decode("ascii").splitlines()]
-    kind = next(line[1] for line in words if line[:1] == ["format"])
-    start = next(i for i, line in enumerate(words) if line[:2] == ["element", "vertex"])
-    fields = []
-    for line in words[start + 1 :]:
-        if line[0] == "element":
+    kind, count, fields = "", 0, []
+    for words in (line.split() for line in head.decode("ascii").splitlines()):
+        if words[:1] == ["format"]:
+            kind = words[1]
+        elif words[:1] == ["element"] and fields:
             break
-        if line[0] == "property":
-            fields.append((line[2], _ORDERS[kind] + _TYPES[line[1]]))
-    dtype, count = np.dtype(fields), int(words[start][2])
+        elif words[:2] == ["element", "vertex"]:
+            count = int(words[2])
+        elif words[:1] == ["property"]:
+            fields.append((words[2], _ORDERS[kind] + _TYPES[words[1]]))
+    if not fields:
+        raise ValueError("it has no vertices")
+    dtype = np.dtype(fields)
     if kind != "ascii":
         return np.frombuffer(body, dtype, count)
     return np.loadtxt(body.decode("ascii").splitlines(), dtype, max_rows=count, ndmin=1)

@@ -21,14 +21,13 @@ from unified_lift.capture.views import (
     find_image,
     intrinsics,
     named_split,
-    rigid_viewmat,
 )
 from unified_lift.config import CaptureConfig
 from unified_lift.protocol import JobError, read_json
 
 WHOLE = "transforms.json"
 PARTS = {f"transforms_{split}.json": split for split in (TRAIN, TEST, VALIDATION)}
-_OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
+_OPENGL_TO_OPENCV = (1.0, -1.0, -1.0)  # signs of the camera's axes
 _MODELS = ("", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE")
 _REFUSED = ("k3", "k4", "k5", "k6", "is_fisheye")
 _UNDISTORT = "Undistort the photos (colmap image_undistorter) and choose the result."
@@ -170,13 +169,27 @@ def _number(values: dict, key: str, default: float, path: Path) -> float:
 
 
 def _viewmat(matrix: object) -> np.ndarray:
+    """Invert a pose in OpenGL axes, taking out rounding and uniform scale of its rotation.
+
+    Returns:
+        (4, 4) float64 world to camera in OpenCV axes; NaN where `matrix` is no pose.
+    """
+    no_pose = np.full((4, 4), np.nan)
     try:
         pose = np.array(matrix, dtype=np.float64)
-    except (TypeError, ValueError):  # words or rows of unequal length: no pose
-        return np.full((4, 4), np.nan)
-    if pose.shape not in ((3, 4), (4, 4)):
-        return np.full((4, 4), np.nan)
-    return rigid_viewmat(pose @ _OPENGL_TO_OPENCV)
+    except (TypeError, ValueError):  # words, or rows of unequal length
+        return no_pose
+    if pose.shape not in ((3, 4), (4, 4)) or not np.isfinite(pose).all():
+        return no_pose
+    u, sizes, vt = np.linalg.svd(pose[:3, :3] * _OPENGL_TO_OPENCV)
+    rotation = u @ vt
+    uniform = 0 < sizes[0] <= sizes[2] * (1 + CaptureConfig.pose_tolerance)
+    if not uniform or np.linalg.det(rotation) < 0:
+        return no_pose
+    viewmat = np.eye(4)
+    viewmat[:3, :3] = rotation.T
+    viewmat[:3, 3] = -rotation.T @ pose[:3, 3]
+    return viewmat
 
 
 def _read_points(

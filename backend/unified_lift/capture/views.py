@@ -87,29 +87,6 @@ def intrinsics(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
     return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
 
 
-def rigid_viewmat(camera_to_world: np.ndarray) -> np.ndarray:
-    """Invert a pose (OpenCV axes), taking out rounding and uniform scale of its rotation.
-
-    Args:
-        camera_to_world: (3 or 4, 4) float64.
-
-    Returns:
-        (4, 4) float64 world to camera; NaN where the pose is no rotation and translation.
-    """
-    unusable = np.full((4, 4), np.nan)
-    if not np.isfinite(camera_to_world).all():
-        return unusable
-    u, sizes, vt = np.linalg.svd(camera_to_world[:3, :3])
-    rotation = u @ vt
-    shear = sizes[0] > sizes[2] * (1 + CaptureConfig.pose_tolerance)
-    if shear or np.linalg.det(rotation) < 0:
-        return unusable
-    viewmat = np.eye(4)
-    viewmat[:3, :3] = rotation.T
-    viewmat[:3, 3] = -rotation.T @ camera_to_world[:3, 3]
-    return viewmat
-
-
 def find_image(folder: Path, listed: str) -> Path:
     """The file that a capture means by `listed`; where there is none, the path it would have.
 
