@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import bpy
 import numpy as np
+
 from unified_lift.ply import Splats
 
 POSITION, SCALE, ROTATION = "position", "scale", "rotation"

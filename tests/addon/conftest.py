@@ -7,6 +7,7 @@ from pathlib import Path
 import bpy
 import numpy as np
 import pytest
+
 from unified_lift.ply import Splats
 
 ROOT = Path(__file__).resolve().parents[2]

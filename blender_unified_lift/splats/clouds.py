@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which splats are to be drawn, and their values as the shaders and the picking want them."""
+
+from __future__ import annotations
+
+import zlib
+from typing import NamedTuple
+
+import bpy
+import numpy as np
+
+from ..scene import schema
+
+
+class SplatInstance(NamedTuple):
+    """One appearance of a splat object in the evaluated scene.
+
+    Attributes:
+        key: `session_uid` of the object: stable over undo, unlike names and references.
+        cloud: evaluated point cloud.
+        matrix: (4, 4) float64, object to world.
+        owner: what a click on it selects: the object itself, or the one that instances it.
+        color: the object's colour, RGB in display space.
+    """
+
+    key: int
+    cloud: bpy.types.PointCloud
+    matrix: np.ndarray
+    owner: bpy.types.Object
+    color: tuple[float, float, float]
+
+
+class Cloud(NamedTuple):
+    """The values of one point cloud, in its own frame.
+
+    Attributes:
+        stamp: checksum of what the values were made of.
+        means: (N, 3) float32.
+        geometry: (N, 4, 4) float32: mean and opacity; covariance xx xy xz yy; yz zz 0 0; raw f_dc.
+        harmonics: (N, K, 4) float32, the last column unused.
+    """
+
+    stamp: int
+    means: np.ndarray
+    geometry: np.ndarray
+    harmonics: np.ndarray
+
+
+def shown_splats(
+    depsgraph: bpy.types.Depsgraph, space: bpy.types.SpaceView3D | None = None
+) -> list[SplatInstance]:
+    """Splats of the evaluated scene that Blender does not draw itself.
+
+    Args:
+        depsgraph: of the viewport or of a render.
+        space: leave out what this viewport hides (local view, collections, object types).
+    """
+    if not any(schema.BASE in cloud.attributes for cloud in bpy.data.pointclouds):
+        return []
+    if space is not None and not space.show_object_viewport_pointcloud:
+        return []
+    found = []
+    for instance in depsgraph.object_instances:
+        obj = instance.object
+        if not instance.show_self or not schema.is_splats(obj) or schema.is_native(obj.data):
+            continue
+        owner = (instance.parent if instance.is_instance else obj).original
+        if space is not None and not owner.visible_in_viewport_get(space):
+            continue
+        matrix = np.array(instance.matrix_world, np.float64)
+        color = tuple(linear_to_srgb(np.array(obj.color[:3])))
+        found.append(SplatInstance(obj.original.session_uid, obj.data, matrix, owner, color))
+    return found
+
+
+def content_stamp(cloud: bpy.types.PointCloud) -> int:
+    """A checksum that tells whether splats have changed: undo reports all of them as updated."""
+    stamp = 0
+    for name in (schema.POSITION, schema.SCALE, schema.ROTATION, schema.BASE):
+        stamp = zlib.crc32(schema.read_values(cloud, name), stamp)
+    return stamp
+
+
+def read_cloud(cloud: bpy.types.PointCloud) -> Cloud:
+    """Read the values of a point cloud."""
+    means = schema.read_values(cloud, schema.POSITION)
+    base = schema.read_values(cloud, schema.BASE)
+    covariances = _covariances(
+        schema.read_values(cloud, schema.SCALE), schema.read_values(cloud, schema.ROTATION)
+    )
+    geometry = np.zeros((len(means), 4, 4), np.float32)
+    geometry[:, 0, :3] = means
+    geometry[:, 0, 3] = base[:, 3]
+    geometry[:, 1] = covariances[:, [0, 0, 0, 1], [0, 1, 2, 1]]
+    geometry[:, 2, :2] = covariances[:, [1, 2], [2, 2]]
+    geometry[:, 3, :3] = base[:, :3]
+    harmonics = np.zeros((len(means), schema.num_sh(cloud), 4), np.float32)
+    for k in range(harmonics.shape[1]):
+        harmonics[:, k, :3] = schema.read_values(cloud, f"{schema.SH_PREFIX}{k}")
+    return Cloud(content_stamp(cloud), means, geometry, harmonics)
+
+
+def living_keys() -> set[int]:
+    """Keys of all splat objects of the file, shown or not."""
+    return {obj.session_uid for obj in bpy.data.objects if obj.type == "POINTCLOUD"}
+
+
+def linear_to_srgb(values: np.ndarray) -> np.ndarray:
+    """Scene-linear to display values, by the piecewise sRGB curve."""
+    values = np.maximum(values, 0)
+    return np.where(values <= 0.0031308, 12.92 * values, 1.055 * values ** (1 / 2.4) - 0.055)
+
+
+def srgb_to_linear(values: np.ndarray) -> np.ndarray:
+    """Display to scene-linear values, by the piecewise sRGB curve."""
+    values = np.maximum(values, 0)
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def _covariances(scales: np.ndarray, quats: np.ndarray) -> np.ndarray:
+    """(N, 3, 3) float32 from linear scales and w x y z quaternions of any length."""
+    quats = quats / np.maximum(np.linalg.norm(quats, axis=1, keepdims=True), 1e-12)
+    w, x, y, z = quats.T
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    )
+    rotations = np.stack([np.stack(row, 1) for row in rows], 1)
+    stretched = rotations * scales[:, None, :]
+    return stretched @ stretched.transpose(0, 2, 1)
