@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The objects of segmented scenes. Blender's collections are the list: nothing is stored twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import bpy
+from bpy.types import Collection, Context, LayerCollection, Object, Scene, ViewLayer
+
+from .schema import OBJECT_ID
+
+JOB_KEY = "unified_lift_job"  # custom property of a root collection: the job folder
+ISOLATED_KEY = "unified_lift_isolated"  # of an object that `isolate` hid: what was visible of it
+THING, SURFACE, UNASSIGNED = "thing", "surface", "unassigned"  # custom property "kind"
+_IN_VIEWPORT, _IN_RENDER = 1, 2
+
+
+def roots(scene: Scene) -> list[Collection]:
+    """The collections of the imported captures, in the order of the scene."""
+    return [item for item in scene.collection.children_recursive if JOB_KEY in item]
+
+
+def root(context: Context) -> Collection | None:
+    """The capture at work: the one of the active object, else the last of the scene."""
+    found = roots(context.scene)
+    active = context.view_layer.objects.active
+    for candidate in found:
+        if active and candidate.all_objects.get(active.name) == active:
+            return candidate
+    return found[-1] if found else None
+
+
+def rows(root: Collection) -> list[tuple[Collection, Object]]:
+    """The objects of a capture, each with its collection."""
+    folders = (root, *root.children_recursive)
+    return [(folder, obj) for folder in folders for obj in folder.objects if is_part(obj)]
+
+
+def is_part(obj: Object) -> bool:
+    """Whether this is an object of a segmented scene."""
+    return obj.type == "POINTCLOUD" and OBJECT_ID in obj
+
+
+def parts(scene: Scene) -> list[Object]:
+    """The objects of all captures of a scene."""
+    return [obj for root in roots(scene) for _, obj in rows(root)]
+
+
+def selected(context: Context) -> list[Object]:
+    """The selected objects that belong to a capture."""
+    return [obj for obj in context.view_layer.objects.selected if is_part(obj)]
+
+
+def select(context: Context, objects: Iterable[Object], extend: bool = False) -> None:
+    """Select objects, and nothing else unless `extend`; the last one becomes the active one."""
+    layer = context.view_layer
+    if not extend:
+        for obj in list(layer.objects.selected):
+            obj.select_set(False, view_layer=layer)
+    for obj in objects:
+        if layer.objects.get(obj.name) == obj:
+            obj.select_set(True, view_layer=layer)
+            layer.objects.active = obj
+
+
+def delete(context: Context, objects: Iterable[Object]) -> int:
+    """Delete objects, with their points and the collections that they leave empty.
+
+    Returns:
+        How many there were.
+    """
+    inside = {child for root in roots(context.scene) for child in root.children_recursive}
+    doomed = list(objects)
+    folders = {folder for obj in doomed for folder in obj.users_collection} & inside
+    clouds = {obj.data for obj in doomed}
+    bpy.data.batch_remove(doomed)
+    bpy.data.batch_remove([cloud for cloud in clouds if cloud.users == 0])
+    bpy.data.batch_remove([item for item in folders if not item.objects and not item.children])
+    return len(doomed)
+
+
+def rename(obj: Object, name: str) -> None:
+    """Give an object a name, and the collection that holds nothing else the same."""
+    obj.name = name
+    for folder in obj.users_collection:
+        if len(folder.objects) == 1 and JOB_KEY not in folder:
+            folder.name = obj.name
+
+
+# ---- what is seen
+
+
+def is_visible(obj: Object, layer: ViewLayer) -> bool:
+    """Whether an object is to be seen in the viewport of a view layer."""
+    return layer.objects.get(obj.name) == obj and obj.visible_get(view_layer=layer)
+
+
+def set_visible(obj: Object, layer: ViewLayer, visible: bool) -> None:
+    """Open or close the eye of an object, and what hides it besides."""
+    if visible:
+        obj.hide_viewport = False
+        for folder in obj.users_collection:
+            folder.hide_viewport = False
+            for item in layer_path(layer.layer_collection, folder):
+                item.exclude = False
+                item.hide_viewport = False
+    if layer.objects.get(obj.name) == obj:
+        obj.hide_set(not visible, view_layer=layer)
+
+
+def isolate(context: Context, kept: Iterable[Object]) -> None:
+    """Hide all parts but these in viewport and render; `leave_isolation` is the way back."""
+    kept = set(kept)
+    layer = context.view_layer
+    for obj in parts(context.scene):
+        if obj in kept:
+            obj.pop(ISOLATED_KEY, None)
+            set_visible(obj, layer, True)
+            obj.hide_render = False
+        elif ISOLATED_KEY not in obj:
+            seen = _IN_VIEWPORT * is_visible(obj, layer) + _IN_RENDER * (not obj.hide_render)
+            obj[ISOLATED_KEY] = seen
+            set_visible(obj, layer, False)
+            obj.hide_render = True
+
+
+def is_isolated(scene: Scene) -> bool:
+    """Whether some objects are hidden because others are isolated."""
+    return any(ISOLATED_KEY in obj for obj in parts(scene))
+
+
+def leave_isolation(context: Context) -> None:
+    """Show again what `isolate` hid; what was hidden before it stays hidden."""
+    for obj in parts(context.scene):
+        seen = obj.pop(ISOLATED_KEY, 0)
+        if seen & _IN_VIEWPORT:
+            set_visible(obj, context.view_layer, True)
+        if seen & _IN_RENDER:
+            obj.hide_render = False
+
+
+def show_all(context: Context) -> None:
+    """Show every part, in viewport and render."""
+    for obj in parts(context.scene):
+        obj.pop(ISOLATED_KEY, None)
+        set_visible(obj, context.view_layer, True)
+        obj.hide_render = False
+        for folder in obj.users_collection:
+            folder.hide_render = False
+
+
+def layer_path(top: LayerCollection, folder: Collection) -> list[LayerCollection]:
+    """The way from a view layer's top (left out) down to a collection, [] if it is not there."""
+    for child in top.children:
+        below = layer_path(child, folder)
+        if below or child.collection == folder:
+            return [child, *below]
+    return []

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The tab "Unified Lift" of the 3D viewport's sidebar. Draws only: nothing is changed here."""
+
+import textwrap
+from pathlib import Path
+
+import bpy
+import bpy.utils.previews
+from bpy.types import Context, Panel, UILayout, UIList
+
+from .. import preferences
+from ..job import environment, session
+from ..job.session import Watch
+from ..scene import cameras, objects
+from .job_operators import why_not_segment
+from .operators import renders_splats
+from .properties import FOLDER, SAM
+
+KIND_ICONS = {"thing": "OBJECT_DATA", "surface": "MESH_PLANE", "unassigned": "QUESTION"}
+PREVIEW_SCALE = 6.5
+_END_ICONS = {
+    session.FINISHED: "TIME",
+    session.IMPORTED: "CHECKMARK",
+    session.CANCELLED: "CANCEL",
+}
+_previews = None  # bpy.utils.previews collection while registered
+
+
+class _Tab:
+    bl_space_type = "VIEW_3D"
+    bl_region_type = "UI"
+    bl_category = "Unified Lift"
+
+
+# ---- the job
+
+
+class UNIFIEDLIFT_PT_segment(_Tab, Panel):
+    bl_label = "Segment Scene"
+
+    def draw(self, context):
+        layout = self.layout
+        watch = session.watch_of(context.scene)
+        if watch and watch.state in session.ALIVE:
+            _draw_progress(layout, watch)
+            return
+        _draw_settings(layout, context)
+        reason = why_not_segment(context)
+        row = layout.row()
+        row.scale_y = 1.6
+        row.operator("unified_lift.segment", icon="OUTLINER_OB_POINTCLOUD")
+        if reason:
+            layout.label(text=reason, icon="INFO")
+        if not preferences.get(context).backend_python:
+            layout.operator("unified_lift.open_preferences", icon="PREFERENCES")
+        if watch:
+            _draw_end(layout, context, watch)
+
+
+def _draw_settings(layout: UILayout, context: Context) -> None:
+    settings = context.scene.unified_lift
+    column = layout.column()
+    column.use_property_split = True
+    column.use_property_decorate = False
+    column.prop(settings, "capture_dir")
+    column.prop(settings, "masks")
+    if settings.masks == FOLDER:
+        column.prop(settings, "masks_dir", text="Folder")
+    elif settings.masks == SAM:
+        column.prop(settings, "sam_checkpoint")
+    column.prop(settings, "quality")
+
+
+def _draw_progress(layout: UILayout, watch: Watch) -> None:
+    column = layout.column()
+    left = "" if watch.seconds_left is None else f"{time_left(watch.seconds_left)} left"
+    row = column.row()
+    row.label(text=watch.stage)
+    side = row.row()
+    side.alignment = "RIGHT"
+    side.label(text=left)
+    row = column.row(align=True)
+    row.progress(factor=watch.fraction, type="BAR", text=f"{watch.fraction:.0%}")
+    row.operator("unified_lift.cancel", text="", icon="X")
+    if watch.state == session.HUNG:
+        column.label(
+            text="No sign of life for a minute: cancel, then look at the log", icon="ERROR"
+        )
+    _draw_preview(layout, watch)
+    _draw_warnings(layout, watch)
+    row = layout.row(align=True)
+    row.operator("unified_lift.open_job_dir", icon="FILE_FOLDER")
+    row.operator("unified_lift.open_log", icon="TEXT")
+
+
+def time_left(seconds: float) -> str:
+    """Seconds as a person would say them.
+
+    >>> time_left(8), time_left(52), time_left(130)
+    ('a few seconds', '50 s', '2 min')
+    """
+    if seconds < 10:
+        return "a few seconds"
+    if seconds < 90:
+        return f"{round(seconds, -1):.0f} s"
+    return f"{seconds / 60:.0f} min"
+
+
+def _draw_preview(layout: UILayout, watch: Watch) -> None:
+    if not watch.preview:
+        return
+    box = layout.box()
+    row = box.row()
+    for key in ("image", "labels"):
+        path = watch.job_dir / watch.preview[key]
+        if watch.preview[key] and path.is_file():
+            row.template_icon(icon_value=_icon(path), scale=PREVIEW_SCALE)
+    if watch.preview["caption"]:
+        box.label(text=watch.preview["caption"])
+
+
+def _icon(path: Path) -> int:
+    """Icon of a picture, loaded again when the file has changed; only the last few are kept."""
+    name = f"{path}:{path.stat().st_mtime_ns}"
+    if name not in _previews:
+        if len(_previews) > 8:
+            _previews.clear()
+        _previews.load(name, str(path), "IMAGE")
+    return _previews[name].icon_id
+
+
+def _draw_warnings(layout: UILayout, watch: Watch) -> None:
+    if watch.warnings:
+        box = layout.box()
+        for text in watch.warnings:
+            draw_text(box, text, "INFO")
+
+
+def _draw_end(layout: UILayout, context: Context, watch: Watch) -> None:
+    """How the last job ended, and what can be done about it."""
+    box = layout.box()
+    row = box.row()
+    column = row.column()
+    draw_text(column, watch.message, _END_ICONS.get(watch.state, "ERROR"))
+    if watch.state != session.FINISHED:
+        row.operator("unified_lift.forget", text="", icon="X", emboss=False)
+    _draw_warnings(layout, watch)
+    buttons = box.row(align=True)
+    if watch.state == session.CRASHED:
+        buttons.operator("unified_lift.resume", icon="PLAY")
+    if watch.state in (session.CRASHED, session.FAILED):
+        buttons.operator("unified_lift.restart", icon="FILE_REFRESH")
+        buttons.operator("unified_lift.open_log", icon="TEXT")
+    gone = all(session.stored_path(root) != watch.job_dir for root in objects.roots(context.scene))
+    if watch.state == session.IMPORTED and gone:
+        again = buttons.operator_context
+        buttons.operator_context = "EXEC_DEFAULT"
+        buttons.operator("unified_lift.import_job", text="Import Again").directory = str(
+            watch.job_dir
+        )
+        buttons.operator_context = again
+
+
+def draw_text(layout: UILayout, text: str, icon: str, width: int = 42) -> None:
+    """A text of any length, in as many lines as it needs."""
+    column = layout.column(align=True)
+    column.scale_y = 0.8
+    lines = wrapped(text, width)
+    for number, line in enumerate(lines):
+        column.label(text=line, icon="BLANK1" if number else icon)
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most `width` letters; longer words (paths) are cut."""
+    return textwrap.wrap(text, width) or [""]
+
+
+class UNIFIEDLIFT_PT_advanced(_Tab, Panel):
+    bl_label = "Advanced"
+    bl_parent_id = "UNIFIEDLIFT_PT_segment"
+    bl_options = {"DEFAULT_CLOSED"}
+
+    def draw(self, context):
+        layout = self.layout
+        layout.use_property_split = True
+        layout.use_property_decorate = False
+        settings = context.scene.unified_lift
+        layout.prop(settings, "device")
+        layout.prop(settings, "seed")
+        layout.operator("unified_lift.import_job", icon="IMPORT")
+        layout.operator("unified_lift.open_job_dir", icon="FILE_FOLDER")
+        preference = preferences.get(context).backend_python
+        state = environment.last_check(preference)
+        if isinstance(state, str):
+            draw_text(layout, state, "ERROR")
+
+
+# ---- the objects
+
+
+class UNIFIEDLIFT_UL_objects(UIList):
+    def draw_item(self, context, layout, data, obj, icon, active_data, active_property, index=0):
+        visible = objects.is_visible(obj, context.view_layer)
+        row = layout.row(align=True)
+        kind = KIND_ICONS.get(obj.get("kind"), "OBJECT_DATA")
+        row.operator(
+            "unified_lift.select", text="", icon=kind, emboss=obj.select_get(), depress=True
+        ).name = obj.name
+        swatch = row.row()
+        swatch.ui_units_x = 0.9
+        swatch.prop(obj, "color", text="")
+        name = row.row()
+        name.active = visible
+        name.prop(obj, "unified_lift_name", text="", emboss=False)
+        count = row.row()
+        count.alignment = "RIGHT"
+        count.label(text=f"{len(obj.data.points):,}")
+        eye = "HIDE_OFF" if visible else "HIDE_ON"
+        row.operator("unified_lift.toggle_visible", text="", icon=eye, emboss=False).name = obj.name
+        row.prop(obj, "hide_render", text="", emboss=False)
+
+    def filter_items(self, context, data, property):
+        items = getattr(data, property)
+        shown = [self.bitflag_filter_item * objects.is_part(obj) for obj in items]
+        if self.filter_name:
+            named = bpy.types.UI_UL_list.filter_items_by_name(
+                self.filter_name, self.bitflag_filter_item, items, reverse=False
+            )
+            shown = [a & b for a, b in zip(shown, named, strict=True)]
+        return shown, []
+
+
+class UNIFIEDLIFT_PT_objects(_Tab, Panel):
+    bl_label = "Objects"
+
+    def draw(self, context):
+        layout = self.layout
+        root = objects.root(context)
+        if root is None:
+            layout.label(text="No segmented scene here yet", icon="INFO")
+            return
+        if not objects.rows(root):
+            layout.label(text=f"{root.name} has no objects left", icon="INFO")
+            return
+        job_dir = session.stored_path(root)
+        layout.template_list(
+            "UNIFIEDLIFT_UL_objects",
+            "",
+            root,
+            "all_objects",
+            context.scene.unified_lift,
+            "active_row",
+            rows=8,
+        )
+        row = layout.row(align=True)
+        if objects.is_isolated(context.scene):
+            row.operator("unified_lift.leave_isolation", icon="LOOP_BACK")
+        else:
+            row.operator("unified_lift.isolate", icon="ZOOM_SELECTED")
+        row.operator("unified_lift.show_all", icon="HIDE_OFF")
+        row.operator("unified_lift.delete", icon="TRASH")
+        if not job_dir.is_dir():
+            draw_text(layout, f"The job folder {job_dir} is not on this machine", "INFO")
+
+
+class UNIFIEDLIFT_PT_render(_Tab, Panel):
+    bl_label = "Cameras and Render"
+
+    @classmethod
+    def poll(cls, context):
+        return objects.root(context) is not None
+
+    def draw(self, context):
+        layout = self.layout
+        camera = cameras.current_camera(context, objects.root(context))
+        row = layout.row(align=True)
+        row.operator("unified_lift.look_through_camera", text="", icon="TRIA_LEFT").step = -1
+        name = f"Look Through {camera.name}" if camera else "Look Through Camera"
+        row.operator("unified_lift.look_through_camera", text=name, icon="CAMERA_DATA").step = 0
+        row.operator("unified_lift.look_through_camera", text="", icon="TRIA_RIGHT").step = 1
+        layout.operator("unified_lift.render_isolated", icon="RENDER_STILL")
+        if not renders_splats(context.scene):
+            column = layout.column(align=True)
+            column.label(text="The scene's render engine draws no splats", icon="INFO")
+            column.operator("unified_lift.set_up_render")
+
+
+_CLASSES = (
+    UNIFIEDLIFT_UL_objects,
+    UNIFIEDLIFT_PT_segment,
+    UNIFIEDLIFT_PT_advanced,
+    UNIFIEDLIFT_PT_objects,
+    UNIFIEDLIFT_PT_render,
+)
+_register_classes, _unregister_classes = bpy.utils.register_classes_factory(_CLASSES)
+
+
+def register() -> None:
+    global _previews
+    _previews = bpy.utils.previews.new()
+    _register_classes()
+
+
+def unregister() -> None:
+    global _previews
+    _unregister_classes()
+    bpy.utils.previews.remove(_previews)
+    _previews = None
