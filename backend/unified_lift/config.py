@@ -82,6 +82,26 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
+class PipelineConfig:
+    """What bounds the memory of a job, and how often it shows itself."""
+
+    # Blend weights take 252 bytes a pixel (42 entries of 6 bytes, measured on messy25), so that
+    # these pixels of all views together take 1.2 GB.
+    max_lift_pixels: int = 4_800_000
+    min_lift_side: int = 240  # longest side, pixels; with many views fewer of them lift then
+    preview_seconds: float = 10.0
+    jpeg_quality: int = 95  # of undistorted photos
+
+    # Seconds on the machine of GeometryConfig's costs, for the time left before it is seen.
+    photo_seconds: float = 0.02  # each photo
+    surface_seconds: float = 8e-6  # each pixel of a view that lifts
+    folder_seconds: float = 4e-6
+    sam_seconds: float = 60.0  # each photo, ViT-B without a GPU
+    feature_seconds: float = 20.0
+    vote_seconds: float = 5.0
+
+
+@dataclass(frozen=True)
 class CaptureConfig:
     """What the readers of captures tolerate."""
 
@@ -89,3 +109,114 @@ class CaptureConfig:
     center_tolerance: float = 0.01  # median distance of camera centres, relative to their spread
     aspect_tolerance: float = 1.5  # pixels by which a scaled photo may miss the camera's aspect
     undistortion_tolerance: float = 0.01  # pixels that undistortion and distortion may differ
+
+
+@dataclass(frozen=True)
+class SurfaceMaskConfig:
+    """Masks from nothing but photos and trained splats.
+
+    Values without another source were chosen on two scenes with ground truth (25 objects on a
+    table, a real kitchen). h is the voxel size. Lengths and areas in pixels hold for photos with
+    a longest side of `reference_side` and grow with the photo. Colours are CIE Lab.
+    """
+
+    reference_side: int = 320  # pixels
+    seed: int = 0
+
+    # Depth of a pixel: the splats near the one where half of the pixel's weight is reached.
+    depth_min_alpha: float = 0.5  # a pixel below this has no surface
+    depth_min_weight: float = 0.02  # fainter splats have no say
+    depth_spread: float = 0.03  # nor those farther from the median splat, times its depth
+    splat_reach: float = 2.0  # a splat ends here, in standard deviations of its longest axis
+
+    # Truncated signed distance field on sparse voxels (Curless and Levoy 1996).
+    voxel_pixels: float = 2.0  # h: this many pixels at the depth below
+    voxel_depth_percentile: float = 30.0
+    max_voxels: int = 1_500_000  # h is raised until there are no more than this
+    truncation: float = 4.0  # h
+    free_space_weight: float = 0.3  # of a view that looks through a voxel; 1 near its surface
+    near: float = 2.0  # h; a view within this distance sees the voxel and gives it its colour
+    min_near_views: int = 3  # fewer where the capture has few photos
+    surface_band: float = 0.75  # h; half thickness of the layer of voxels that is kept
+    normal_rounds: int = 2  # of averaging over the neighbours
+    normal_cos: float = 0.3  # neighbours within this angle
+    pixel_reach: float = 2.0  # h; a pixel belongs to its nearest voxel within this
+
+    # Planes: RANSAC on voxels drawn by the number of pixels that see them, their mass.
+    max_planes: int = 6
+    plane_samples: int = 20_000
+    plane_trials: int = 500
+    plane_distance: float = 1.5  # h; inliers of a trial
+    plane_trial_cos: float = 0.8  # their normals
+    plane_refits: int = 6
+    plane_sigmas: float = 2.5  # inlier distance of the last refits, robust sigmas ...
+    plane_max_distance: float = 4.0  # h; ... between plane_distance and this
+    plane_refit_band: float = 6.0  # h; the sigma is measured within this
+    plane_cos: float = 0.7
+    plane_min_mass: float = 0.04  # share of all mass
+    plane_patch_share: float = 0.7  # its largest connected patch has this share of the minimum
+    plane_crumb_share: float = 0.05  # connected patches below this share of it are not the plane
+
+    # Supervoxels, like SLIC: clusters by position, normal and colour.
+    supervoxel_spacing: float = 2.0  # h
+    supervoxel_normal: float = 0.7  # weight of a normal's difference
+    supervoxel_color: float = 0.02  # of a colour's
+    supervoxel_rounds: int = 4
+    supervoxel_candidates: int = 8  # nearest centres that a voxel chooses from
+    supervoxel_min_mass: float = 2.0  # pixels; voxels seen less stay unlabelled
+
+    # Joining supervoxels: 1 - concave angle / crease - colour difference / contrast.
+    crease_degrees: float = 20.0  # concave angle that outweighs a full contact
+    contrast: float = 120.0  # colour difference that does, with lightness halved
+    whole_rounds: int = 3
+    whole_intersection: float = 0.6  # of Lab histograms, for parts of one thing
+    whole_min_affinity: float = -1.0
+    whole_contact: float = 2.0  # contact length, times the root of the smaller part's voxels
+    whole_min_voxels: int = 30
+    region_min_mass: float = 6e-4  # share of all mass
+
+    # From voxels to pixels.
+    fill_gap: float = 6.0  # pixels; unlabelled ones take the nearest label within this
+    flat_scale: float = 300.0  # felzenszwalb of the photo, for flat things on planes
+    flat_sigma: float = 0.8
+    flat_min_area: float = 60.0  # pixels
+    flat_min_inside: float = 0.6  # share in the plane
+    flat_min_solidity: float = 0.7
+    flat_max_share: float = 0.25  # of the plane's pixels in the view
+    snap_scale: float = 40.0  # felzenszwalb of the photo: its segments take one label
+    snap_sigma: float = 0.6
+    snap_min_area: float = 20.0  # pixels
+
+
+@dataclass(frozen=True)
+class LiftConfig:
+    """The training-free split and the compaction; masses are in pixels' worth of blend weight."""
+
+    # Mask graph.
+    own_share: float = 0.5  # a mask owns a Gaussian from this share of its weight in the view on
+    min_visible: float = 0.01  # weight below which a view does not see a Gaussian
+    min_shared: float = 0.2  # masks are compared if both see this share of the other's Gaussians
+    edge_containment: float = 0.6  # both ways, for two masks to be one object
+    cover_containment: float = 0.7  # from here on a mask covers another
+    joined_share: float = 0.4  # of views that cover two masks by one, to count as split by mistake
+    min_track_views: int = 2
+    min_track_mass: float = 2e-4  # share of all mass
+    void_ratio: float = 2.0  # unlabelled weight over the winner's, to stay without an object
+
+    # Votes.
+    vote_rounds: int = 3
+    name_share: float = 0.5  # a mask also names objects with this share of their mass in the view
+    name_pixels: float = 20.0  # ... and this mass in the mask
+    ambiguous_weight: float = 0.5  # of masks that name several objects
+
+    # Merging and dissolving.
+    merge_agreement: float = 0.5
+    merge_min_views: float = 1.0  # weighted views that see both
+    support_iou: float = 0.5  # a mask shows an object from this IoU on
+    dissolve_support: float = 0.2  # objects shown in a smaller share of their views dissolve
+    dissolve_step: float = 0.1
+    dissolve_rounds: int = 2
+
+
+# Masks made from geometry show many objects only in part: dissolving spares more of them.
+AUTO_LIFT = LiftConfig(dissolve_support=0.1)

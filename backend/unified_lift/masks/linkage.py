@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Contacts between nodes of a graph, and their clustering by signed average linkage."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Contacts:
+    """Pairs of nodes that touch.
+
+    Attributes:
+        pairs: (m, 2) int64, the smaller node first, each pair once.
+        lengths: (m,) float64 > 0, how broadly they touch.
+        affinity: (m,) float64, above 0 where they belong together, below where not.
+    """
+
+    pairs: np.ndarray
+    lengths: np.ndarray
+    affinity: np.ndarray
+
+    def joined(self, groups: np.ndarray) -> Contacts:
+        """The contacts between groups of nodes: lengths add up, affinities average over length.
+
+        Args:
+            groups: (n,) int, the group of each node.
+        """
+        pairs, rows = ordered_pairs(groups[self.pairs])
+        pairs, inverse = np.unique(pairs, axis=0, return_inverse=True)
+        lengths = np.bincount(inverse, self.lengths[rows], len(pairs))
+        weighted = np.bincount(inverse, (self.lengths * self.affinity)[rows], len(pairs))
+        return Contacts(pairs, lengths, weighted / np.maximum(lengths, 1e-9))
+
+
+def ordered_pairs(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (k, 2) int64 of two different nodes, the smaller first, and their rows (k,) before."""
+    pairs = np.sort(pairs.astype(np.int64), axis=1)
+    (rows,) = np.nonzero(pairs[:, 0] != pairs[:, 1])
+    return pairs[rows], rows
+
+
+def average_linkage(num: int, contacts: Contacts, locked: np.ndarray) -> np.ndarray:
+    """Join the pair with the highest affinity, again and again, until none is above 0.
+
+    The affinity of two clusters is the average over their whole contact, so a leak at one spot
+    does not join two objects (signed average linkage, as in GASP, Bailoni et al. 2022).
+
+    Args:
+        num: number of nodes.
+        contacts: between nodes 0..num-1.
+        locked: (num,) bool; no two clusters with locked nodes are joined.
+
+    Returns:
+        (num,) int64, the cluster of each node, from 0.
+    """
+    clusters = _Clusters.of_nodes(num, contacts, locked)
+    while clusters.waiting:
+        _, a, b, length = heapq.heappop(clusters.waiting)
+        contact = clusters.contacts[a].get(b)
+        if contact is not None and contact[1] == length and clusters.may_join(a, b):
+            clusters.join(a, b)
+    return np.unique(clusters.roots(), return_inverse=True)[1]
+
+
+@dataclass
+class _Clusters:
+    """Clusters, named by one of their nodes, while they grow.
+
+    Attributes:
+        contacts: for each cluster {other: (affinity times length, length)}.
+        parent: the cluster that swallowed this one, itself if it lives.
+        locked: whether it holds a locked node.
+        waiting: heap of (-affinity, a, b, length); entries whose length is outdated are void.
+    """
+
+    contacts: list[dict[int, tuple[float, float]]]
+    parent: list[int]
+    locked: list[bool]
+    waiting: list[tuple[float, int, int, float]]
+
+    @classmethod
+    def of_nodes(cls, num: int, contacts: Contacts, locked: np.ndarray) -> _Clusters:
+        """Each node a cluster of its own."""
+        clusters = cls([{} for _ in range(num)], list(range(num)), locked.tolist(), [])
+        columns = contacts.pairs.tolist(), contacts.lengths.tolist(), contacts.affinity.tolist()
+        for (a, b), length, affinity in zip(*columns):
+            clusters.set_contact(a, b, affinity * length, length)
+        return clusters
+
+    def may_join(self, a: int, b: int) -> bool:
+        return not (self.locked[a] and self.locked[b])
+
+    def set_contact(self, a: int, b: int, weighted: float, length: float) -> None:
+        self.contacts[a][b] = self.contacts[b][a] = (weighted, length)
+        if weighted > 0 and self.may_join(a, b):
+            heapq.heappush(self.waiting, (-weighted / length, a, b, length))
+
+    def join(self, a: int, b: int) -> None:
+        """The cluster with more contacts swallows the other."""
+        if len(self.contacts[a]) < len(self.contacts[b]):
+            a, b = b, a
+        self.parent[b] = a
+        self.locked[a] |= self.locked[b]
+        del self.contacts[a][b]
+        for other, (weighted, length) in self.contacts[b].items():
+            if other == a:
+                continue
+            del self.contacts[other][b]
+            before = self.contacts[a].get(other, (0.0, 0.0))
+            self.set_contact(a, other, before[0] + weighted, before[1] + length)
+        self.contacts[b] = {}
+
+    def roots(self) -> list[int]:
+        """The living cluster of each node."""
+        for node in range(len(self.parent)):
+            path = [node]
+            while self.parent[path[-1]] != path[-1]:
+                path.append(self.parent[path[-1]])
+            for step in path:
+                self.parent[step] = path[-1]
+        return self.parent

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Label maps from nothing but photos and trained splats: regions of the surface they show.
+
+Depth of the splats, fused to one surface; its large planes; the rest divided at creases; flat
+things on planes by colour. Everything is seeded: equal input, equal labels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from unified_lift.config import SurfaceMaskConfig
+from unified_lift.gaussians import Gaussians
+from unified_lift.masks.depth import DepthView, depth_view
+from unified_lift.masks.fusion import Surface, fuse
+from unified_lift.masks.labelling import label_photo
+from unified_lift.masks.planes import Plane, SurfacePlanes, find_surface_planes
+from unified_lift.masks.regions import segment
+from unified_lift.protocol import Report
+from unified_lift.rendering import Camera
+from unified_lift.rendering.weights import BlendWeights
+
+
+def surface_label_maps(
+    photos: list[np.ndarray],
+    cameras: list[Camera],
+    gaussians: Gaussians,
+    weights: list[BlendWeights],
+    config: SurfaceMaskConfig,
+    report: Report,
+) -> tuple[list[np.ndarray], SurfacePlanes]:
+    """Make a label map for each photo.
+
+    Args:
+        photos: V photos (H, W, 3) uint8.
+        cameras: V cameras, each as large as its photo.
+        gaussians: trained, raw parameters, world frame.
+        weights: blend weights of each view.
+        config: all constants.
+        report: told of each view, twice (depth, labels); its stage is the caller's.
+
+    Returns:
+        V label maps (H, W) int32, 0 = unlabelled, and the planes of the scene.
+
+    Raises:
+        JobError: nothing is opaque, or no surface is seen by several photos.
+    """
+    surface = _surface(photos, cameras, gaussians, weights, config, report)
+    planes, plane_of_voxel = find_surface_planes(surface, config)
+    report.check()
+    regions, plane_regions = segment(surface, planes, plane_of_voxel, config)
+    label_maps = []
+    for photo, pixel_voxels in zip(photos, surface.pixel_voxels, strict=True):
+        label_maps.append(label_photo(photo, pixel_voxels, regions, plane_regions, config))
+        report.progress(len(photos) + len(label_maps), 2 * len(photos), "labels")
+    return label_maps, _surface_planes(surface, planes, plane_of_voxel)
+
+
+def find_planes(
+    photos: list[np.ndarray],
+    cameras: list[Camera],
+    gaussians: Gaussians,
+    weights: list[BlendWeights],
+    config: SurfaceMaskConfig,
+    report: Report,
+) -> SurfacePlanes:
+    """Find the planes of the scene where the masks come from elsewhere.
+
+    Arguments and errors as in `surface_label_maps`.
+    """
+    surface = _surface(photos, cameras, gaussians, weights, config, report)
+    return _surface_planes(surface, *find_surface_planes(surface, config))
+
+
+def _surface(
+    photos: list[np.ndarray],
+    cameras: list[Camera],
+    gaussians: Gaussians,
+    weights: list[BlendWeights],
+    config: SurfaceMaskConfig,
+    report: Report,
+) -> Surface:
+    views: list[DepthView] = []
+    for camera, view_weights in zip(cameras, weights, strict=True):
+        views.append(depth_view(gaussians, view_weights, camera, config))
+        report.progress(len(views), 2 * len(photos), "depth")
+    return fuse(photos, views, config, report)
+
+
+def _surface_planes(
+    surface: Surface, planes: list[Plane], plane_of_voxel: np.ndarray
+) -> SurfacePlanes:
+    return SurfacePlanes(tuple(planes), surface.positions, plane_of_voxel, surface.size)
