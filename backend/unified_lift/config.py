@@ -220,3 +220,28 @@ class LiftConfig:
 
 # Masks made from geometry show many objects only in part: dissolving spares more of them.
 AUTO_LIFT = LiftConfig(dissolve_support=0.1)
+
+
+@dataclass(frozen=True)
+class MaskFolderConfig:
+    """Label images that a user made."""
+
+    max_colors: int = 4096  # an RGB image with more is a photo
+
+
+@dataclass(frozen=True)
+class SamConfig:
+    """Segment-anything's mask generator, and the flattening of its masks to one label map."""
+
+    longest_side: int = 1024  # the model's own input size: more pixels would be thrown away
+    points_per_side: int = 32  # the generator's default
+    points_per_side_cpu: int = 16  # a quarter of the time
+    points_per_batch: int = 16  # memory only
+    pred_iou_thresh: float = 0.80  # masks that the model itself rates lower are dropped
+    stability_score_thresh: float = 0.90
+    box_nms_thresh: float = 0.7  # the generator's default
+
+    duplicate_iou: float = 0.8  # of two masks that agree so well, the better rated stays
+    containment: float = 0.9  # a mask with this share inside a larger one is part of it
+    min_area: float = 5e-4  # share of the image; smaller masks, holes and islands go
+    max_area: float = 0.95  # share of the image; larger masks are the whole picture

@@ -19,6 +19,7 @@ __all__ = [
     "readable_views",
     "resize_labels",
     "resize_photo",
+    "same_aspect",
     "scaled_view",
     "undistort",
     "undistort_view",
@@ -43,8 +44,8 @@ def readable_views(views: Sequence[View], report: Report) -> list[View]:
     """
     kept: list[View] = []
     failed: list[str] = []
-    for number, view in enumerate(views):
-        report.progress(number, len(views))
+    for view in views:
+        report.check()
         try:
             kept.append(_fitted(view))
         except UNREADABLE as error:
@@ -71,10 +72,10 @@ def _fitted(view: View) -> View:
 
 def _fitting_size(image: Image.Image, view: View) -> tuple[int, int]:
     """The photo's size, stored or turned by its EXIF tag, whichever fits the camera."""
-    if _same_aspect(image.size, view):
+    if same_aspect(image.size, view):
         return image.size
     turned = (image.height, image.width)
-    if _is_turned(image) and _same_aspect(turned, view):
+    if _is_turned(image) and same_aspect(turned, view):
         return turned
     raise JobError(
         f"{view.image_path} is {image.width} x {image.height} pixels, but its camera "
@@ -86,7 +87,8 @@ def _is_turned(image: Image.Image) -> bool:
     return image.getexif().get(ExifTags.Base.Orientation) in _TURNED
 
 
-def _same_aspect(size: tuple[int, int], view: View) -> bool:
+def same_aspect(size: tuple[int, int], view: View) -> bool:
+    """Whether an image of this (width, height) is the view scaled, give or take rounding."""
     scale = size[0] / view.width
     return abs(size[1] - scale * view.height) <= CaptureConfig.aspect_tolerance * max(1.0, scale)
 

@@ -1,1 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+"""2D masks as label maps, one a training view: (H, W) int32, 0 = unlabelled, ids of that view only.
+
+Every source returns a list in the order of its views, with None where a view has no masks.
+"""
