@@ -32,6 +32,22 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class RenderConfig:
+    """Rules of compositing and of the photometric loss, the same for all engines."""
+
+    alpha_min: float = 1 / 255  # what is fainter does not count (3DGS)
+    alpha_max: float = 0.99  # alpha is held at this (3DGS)
+    transmittance_min: float = 1e-4  # a pixel ends before it falls to this (3DGS)
+    eps2d: float = 0.3  # squared pixels, added to the projected variances (3DGS)
+    near: float = 0.01  # what is nearer to the camera's plane is not drawn (gsplat)
+
+    ssim_window: int = 11  # pixels; these four: Wang et al. 2004
+    ssim_sigma: float = 1.5
+    ssim_c1: float = 0.01**2
+    ssim_c2: float = 0.03**2
+
+
+@dataclass(frozen=True)
 class GeometryConfig:
     """Photometric training of the Gaussians (3DGS, with MCMC-style densification).
 
@@ -245,3 +261,37 @@ class SamConfig:
     containment: float = 0.9  # a mask with this share inside a larger one is part of it
     min_area: float = 5e-4  # share of the image; smaller masks, holes and islands go
     max_area: float = 0.95  # share of the image; larger masks are the whole picture
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """Unified-Lift's features and codebook on frozen Gaussians (settings measured, see lift/)."""
+
+    dim: int = 16  # reference code
+    steps: int = 600
+    pixels: int = 4096  # of one view a step
+    rate: float = 2e-2  # Adam, decays by a cosine to the next
+    final_rate: float = 2e-3
+
+    # Start of the codebook.
+    repel_steps: int = 200
+    repel_rate: float = 0.05
+    repel_strength: float = 10.0
+
+    # Losses.
+    temperature: float = 0.15  # of the contrast between masks
+    min_pixels: int = 8  # sampled of a mask, to take part in it
+    codebook_weight: float = 0.5
+    pull_from: float = 0.2  # share of the steps before the codebook pulls the features ...
+    pull_full: float = 0.5  # ... and from which on it does so fully
+    purity_weight: float = 0.1
+
+    # Noisy-label filter.
+    trust_temperature: float = 0.1  # reference code
+    trust_low: float = 0.2  # reference code: its threshold; here the weight rises from there ...
+    trust_high: float = 0.8
+
+    # Association and concentration.
+    logit_scale: float = 16.0  # of cosines; the reference code's features grow about as long
+    fragment_cosine: float = 0.9
+    follow_rate: float = 1e-3

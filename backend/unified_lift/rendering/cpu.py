@@ -1,313 +1,230 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The CPU engine: torch's autograd around the native core."""
+"""The CPU engine: torch's autograd around the native core. Float32 only."""
 
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from unified_lift.config import RenderConfig
 from unified_lift.rendering import Camera, Render
 from unified_lift.rendering.native import Core, load_core
 from unified_lift.rendering.weights import BlendWeights
 
-EPS2D, NEAR, FAR = 0.3, 0.01, 1e10
-TILE = 16
+SH_COEFFICIENTS = (0, 3, 8, 15)  # beyond the constant one, of degree 0 to 3
 
 
 class CpuEngine:
-    """Renders with the native core."""
+    """Renders with the native core. Results do not depend on the number of threads."""
 
     name = "cpu"
     device = torch.device("cpu")
 
-    def __init__(self, num_threads: int | None = None) -> None:
+    def __init__(self, num_threads: int | None = None, config: RenderConfig | None = None) -> None:
         self.core = load_core(num_threads)
+        self.config = config or RenderConfig()
 
     def render(
         self,
-        means,
-        quats,
-        scales,
-        opacities,
-        sh0,
-        shN,
-        camera,
-        background=None,
-        want_means2d_grad=False,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        sh0: Tensor,
+        shN: Tensor,
+        camera: Camera,
+        background: Tensor | None = None,
+        want_means2d_grad: bool = False,
     ) -> Render:
         """See `Engine.render`."""
-        linear_scales, linear_opacities, colors = _Activate.apply(
-            self.core, camera, means, scales, opacities, sh0, shN
-        )
-        grad = torch.zeros(len(means), 2) if want_means2d_grad else None
-        channels, alphas = _Rasterize.apply(
-            self.core,
-            camera,
-            means,
-            quats,
-            linear_scales,
-            linear_opacities,
-            colors,
-            background,
-            grad,
-        )
-        return Render(channels, alphas, grad)
+        assert shN.shape[1] in SH_COEFFICIENTS, shN.shape
+        camera = _on_cpu(camera)
+        colors = _Shade.apply(self.core, camera, means, sh0, shN)
+        means2d_grad = torch.zeros(len(means), 2) if want_means2d_grad else None
+        if background is not None:
+            background = background.detach().contiguous()
+        geometry = (means, quats, scales, opacities)
+        view = _View(self.core, self.config, camera, background, means2d_grad)
+        return Render(*_Rasterize.apply(view, *geometry, colors), means2d_grad)
 
-    def rasterize(self, means, quats, scales, opacities, channels, camera) -> Render:
+    def rasterize(
+        self,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        channels: Tensor,
+        camera: Camera,
+    ) -> Render:
         """See `Engine.rasterize`."""
-        channels, alphas = _Rasterize.apply(
-            self.core,
-            camera,
-            means,
-            quats,
-            scales.exp(),
-            opacities.sigmoid(),
-            channels,
-            None,
-            None,
-        )
-        return Render(channels, alphas)
+        view = _View(self.core, self.config, _on_cpu(camera))
+        return Render(*_Rasterize.apply(view, means, quats, scales, opacities, channels))
 
-    def blend_weights(self, means, quats, scales, opacities, camera) -> BlendWeights:
+    def blend_weights(
+        self, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, camera: Camera
+    ) -> BlendWeights:
         """See `Engine.blend_weights`."""
-        with torch.no_grad():
-            geometry = [means, quats, scales.exp(), opacities.sigmoid()]
-            geometry = [x.detach().contiguous() for x in geometry]
-        p = _project(self.core, camera, *geometry)
-        b = _bin(self.core, camera, p, geometry[3])
-        n, w, h = len(means), camera.width, camera.height
-        count = np.empty(w * h, np.int32)
-        head = (n, w, h, TILE, p["means2d"], p["conics"], geometry[3], b["cum"], b["offsets"])
-        head += (b["ids"], self.core.num_threads, count)
-        self.core.call("raster_csr", *head, None, None, None)
-        indptr = np.concatenate([[0], np.cumsum(count, dtype=np.int64)])
-        ids, weights = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
-        self.core.call("raster_csr", *head, indptr, ids, weights)
-        keep = weights >= 1 / 255
-        kept = np.concatenate([[0], np.cumsum(keep, dtype=np.int64)])
-        fixed = np.round(weights[keep] * 65535).astype(np.uint16)
-        return BlendWeights(kept[indptr], ids[keep], fixed, w, h, n)
+        geometry = [t.detach().contiguous() for t in (means, quats, scales, opacities)]
+        channels = means.new_empty(len(means), 0)
+        frame = _Frame(self.core, self.config, _on_cpu(camera), geometry, channels)
+        indptr = np.zeros(camera.width * camera.height + 1, np.int64)
+        self.core.call("frame_count_weights", frame.handle, indptr[1:])
+        np.cumsum(indptr, out=indptr)
+        ids, weights = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.uint16)
+        self.core.call("frame_fill_weights", frame.handle, indptr, ids, weights)
+        return BlendWeights(
+            indptr, ids, weights, camera.width, camera.height, len(means), self.core
+        )
 
     def photometric_loss(self, image: Tensor, target: Tensor, ssim_weight: float) -> Tensor:
         """See `Engine.photometric_loss`."""
+        assert image.shape == target.shape, (image.shape, target.shape)
         return _PhotometricLoss.apply(self.core, image, target, ssim_weight)
 
 
-def _project(core: Core, camera: Camera, means, quats, scales, opacities) -> dict:
-    n = len(means)
-    p = {
-        "radii": torch.empty(n, 2, dtype=torch.int32),
-        "means2d": torch.empty(n, 2),
-        "depths": torch.empty(n),
-        "conics": torch.empty(n, 3),
-        "comps": torch.empty(n),
-    }
-    core.call(
-        "project_fwd",
-        n,
-        means,
-        quats,
-        scales,
-        opacities,
-        camera.viewmat,
-        camera.K,
-        camera.width,
-        camera.height,
-        EPS2D,
-        NEAR,
-        FAR,
-        0.0,
-        0,
-        core.num_threads,
-        *p.values(),
-    )
-    return p
+def _on_cpu(camera: Camera) -> Camera:
+    viewmat, K = (t.detach().to("cpu", torch.float32).contiguous() for t in camera[:2])
+    return camera._replace(viewmat=viewmat, K=K)
 
 
-def _bin(core: Core, camera: Camera, p: dict, opacities: Tensor) -> dict:
-    n, w, h = len(opacities), camera.width, camera.height
-    cum, rows, total = torch.empty(n + 1, dtype=torch.int32), torch.empty(n, 16), ctypes.c_int64(0)
-    handle = core.call(
-        "bin_begin",
-        n,
-        p["means2d"],
-        p["conics"],
-        opacities,
-        p["radii"],
-        w,
-        h,
-        core.num_threads,
-        rows,
-        cum,
-        ctypes.byref(total),
-        returns=ctypes.c_void_p,
-    )
-    tiles = -(-w // TILE) * -(-h // TILE)
-    new = lambda k: torch.empty(k, dtype=torch.int32)
-    b = {"cum": cum, "offsets": new(tiles + 1), "ids": new(total.value), "slots": new(total.value)}
-    core.call("bin_end", ctypes.c_void_p(handle), p["depths"], *b.values())
-    return b | {"rows": rows, "masks": new(total.value)}
+class _Constants(ctypes.Structure):
+    """`Constants` of projection.h."""
+
+    _fields_ = [
+        (name, ctypes.c_float)
+        for name in ("alpha_min", "alpha_max", "transmittance_min", "eps2d", "near")
+    ]
 
 
-class _Activate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, core, camera, means, scales, opacities, sh0, shN):
-        n, k = shN.shape[:2]
-        assert k in (0, 3, 8), "degree 3 follows"
-        out = torch.empty(n, 3), torch.empty(n), torch.empty(n, 3)
-        core.call(
-            "act_fwd",
-            n,
-            k,
-            camera.viewmat,
-            means,
-            scales,
-            opacities,
-            sh0,
-            shN,
-            core.num_threads,
-            *out,
+class _Frame:
+    """The core's view of a scene: projected, sorted into tiles; freed with this object."""
+
+    def __init__(
+        self,
+        core: Core,
+        config: RenderConfig,
+        camera: Camera,
+        geometry: list[Tensor],
+        channels: Tensor,
+    ) -> None:
+        constants = _Constants(*(getattr(config, name) for name, _ in _Constants._fields_))
+        self.core = core
+        self.handle = ctypes.c_void_p(
+            core.call(
+                "frame_create",
+                ctypes.byref(constants),
+                len(channels),
+                *geometry,
+                channels.shape[1],
+                channels,
+                *camera,
+                core.num_threads,
+                returns=ctypes.c_void_p,
+            )
         )
-        ctx.core, ctx.camera, ctx.k = core, camera, k
-        ctx.save_for_backward(means, *out)
-        return out
+        if not self.handle:
+            raise MemoryError("the view has more than 2^31 pairs of Gaussian and tile")
+
+    def __del__(self) -> None:
+        self.core.call("frame_free", self.handle)
+
+
+class _View(NamedTuple):
+    """What `_Rasterize` needs besides tensors that have gradients."""
+
+    core: Core
+    config: RenderConfig
+    camera: Camera
+    background: Tensor | None = None
+    means2d_grad: Tensor | None = None
+
+
+class _Shade(torch.autograd.Function):
+    """Colours (N, 3) from spherical harmonics."""
 
     @staticmethod
-    def backward(ctx: Any, *grads):
-        means, s, o, c = ctx.saved_tensors
-        n, k = len(means), ctx.k
-        out = torch.empty(n, 3), torch.empty(n), torch.empty(n, 1, 3), torch.empty(n, k, 3)
-        grads = [g.contiguous() for g in grads]
-        ctx.core.call(
-            "act_bwd",
-            n,
-            k,
-            ctx.camera.viewmat,
-            means,
-            s,
-            o,
-            c,
-            *grads,
-            ctx.core.num_threads,
-            *out,
-        )
-        return None, None, None, *out
+    def forward(
+        ctx: Any, core: Core, camera: Camera, means: Tensor, sh0: Tensor, shN: Tensor
+    ) -> Tensor:
+        means, sh0, shN = means.contiguous(), sh0.contiguous(), shN.contiguous()
+        colors = torch.empty_like(means)
+        sizes = (len(means), shN.shape[1])
+        core.call("sh_forward", *sizes, camera.viewmat, means, sh0, shN, core.num_threads, colors)
+        ctx.core, ctx.viewmat = core, camera.viewmat
+        ctx.save_for_backward(means, sh0, shN, colors)
+        return colors
+
+    @staticmethod
+    def backward(ctx: Any, v_colors: Tensor) -> tuple:
+        means, sh0, shN, colors = ctx.saved_tensors
+        grads = [torch.empty_like(t) for t in (means, sh0, shN)]
+        inputs = (means, shN, colors, v_colors.contiguous())
+        sizes = (len(means), shN.shape[1])
+        ctx.core.call("sh_backward", *sizes, ctx.viewmat, *inputs, ctx.core.num_threads, *grads)
+        return None, None, *grads
 
 
 class _Rasterize(torch.autograd.Function):
+    """Blended channels (H, W, D) and alphas (H, W)."""
+
     @staticmethod
     def forward(
-        ctx: Any, core, camera, means, quats, scales, opacities, channels, background, means2d_grad
-    ):
-        x = [t.contiguous() for t in (means, quats, scales, opacities, channels)]
-        w, h, d = camera.width, camera.height, channels.shape[1]
-        p = _project(core, camera, *x[:4])
-        b = _bin(core, camera, p, x[3])
-        out, alphas, left = torch.empty(h, w, d), torch.empty(h, w), torch.empty(h, w)
-        last = torch.empty(h, w, dtype=torch.int32)
-        core.call(
-            "raster_fwd2",
-            w,
-            h,
-            d,
-            b["rows"],
-            x[4],
-            background,
-            b["offsets"],
-            b["ids"],
-            core.num_threads,
-            out,
-            alphas,
-            left,
-            last,
-            b["masks"],
+        ctx: Any,
+        view: _View,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        channels: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        *geometry, channels = (t.contiguous() for t in (means, quats, scales, opacities, channels))
+        width, height, num_channels = view.camera.width, view.camera.height, channels.shape[1]
+        assert num_channels > 0, channels.shape
+        frame = _Frame(view.core, view.config, view.camera, geometry, channels)
+        out, alphas = torch.empty(height, width, num_channels), torch.empty(height, width)
+        view.core.call(
+            "frame_forward", frame.handle, num_channels, channels, view.background, out, alphas
         )
-        ctx.core, ctx.camera, ctx.p, ctx.b, ctx.means2d_grad = core, camera, p, b, means2d_grad
-        ctx.background, ctx.left, ctx.last = background, left, last
-        ctx.save_for_backward(*x)
+        ctx.view, ctx.frame = view, frame
+        ctx.save_for_backward(*geometry, channels)
         return out, alphas
 
     @staticmethod
-    def backward(ctx: Any, v_out, v_alphas):
-        means, quats, scales, opacities, channels = ctx.saved_tensors
-        core, camera, p, b = ctx.core, ctx.camera, ctx.p, ctx.b
-        n, d, w, h = *channels.shape, camera.width, camera.height
-        slots = torch.empty(max(1, len(b["ids"])) * (8 + (d + 3) // 4 * 4))
-        v = torch.empty(n, 2), torch.empty(n, 3), torch.empty(n), torch.empty(n, d)
-        core.call(
-            "raster_bwd2",
-            n,
-            w,
-            h,
-            d,
-            b["rows"],
-            p["conics"],
-            opacities,
+    def backward(ctx: Any, v_out: Tensor, v_alphas: Tensor) -> tuple:
+        means, quats, scales, _, channels = ctx.saved_tensors
+        grads = [torch.empty_like(t) for t in ctx.saved_tensors]
+        ctx.view.core.call(
+            "frame_backward",
+            ctx.frame.handle,
+            channels.shape[1],
             channels,
-            ctx.background,
-            b["offsets"],
-            b["ids"],
-            b["slots"],
-            b["cum"],
-            ctx.left,
-            ctx.last,
-            b["masks"],
+            ctx.view.background,
             v_out.contiguous(),
             v_alphas.contiguous(),
-            0,
-            core.num_threads,
-            slots,
-            *v,
-            None,
-        )
-        if ctx.means2d_grad is not None:
-            ctx.means2d_grad.copy_(v[0])
-        g = torch.empty(n, 3), torch.empty(n, 4), torch.empty(n, 3)
-        core.call(
-            "project_bwd",
-            n,
             means,
             quats,
             scales,
-            camera.viewmat,
-            camera.K,
-            w,
-            h,
-            EPS2D,
-            core.num_threads,
-            p["radii"],
-            v[0],
-            None,
-            v[1],
-            None,
-            *g,
+            *grads,
+            ctx.view.means2d_grad,
         )
-        return None, None, *g, v[2], v[3], None, None
+        return None, *grads
 
 
 class _PhotometricLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, core, image, target, ssim_weight):
-        ctx.grad = torch.empty_like(image, memory_format=torch.contiguous_format)
-        h, w, c = image.shape
-        value = core.call(
-            "l1_ssim",
-            h,
-            w,
-            c,
-            image.contiguous(),
-            target.contiguous(),
-            float(ssim_weight),
-            core.num_threads,
-            ctx.grad,
-            returns=ctypes.c_double,
-        )
-        return image.new_tensor(value)
+    """The loss; its gradient is computed with it."""
 
     @staticmethod
-    def backward(ctx: Any, grad):
-        return None, ctx.grad * grad, None, None
+    def forward(ctx: Any, core: Core, image: Tensor, target: Tensor, ssim_weight: float) -> Tensor:
+        image, target = image.contiguous(), target.contiguous()
+        ctx.grad = torch.empty_like(image)
+        inputs = (image, target, float(ssim_weight), core.num_threads)
+        loss = core.call("l1_ssim_loss", *image.shape, *inputs, ctx.grad, returns=ctypes.c_double)
+        return image.new_tensor(loss)
+
+    @staticmethod
+    def backward(ctx: Any, v_loss: Tensor) -> tuple:
+        return None, ctx.grad * v_loss, None, None

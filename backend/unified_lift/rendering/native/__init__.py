@@ -10,7 +10,8 @@ from typing import Any
 from unified_lift.protocol import JobError
 from unified_lift.rendering.native.targets import host_targets, library_path
 
-ABI_VERSION = 1  # of the C functions; the same number stands in core.cpp
+ABI_VERSION = 2  # of the C functions; the same number stands in core.cpp
+TENSOR_TYPES = ("torch.float32", "torch.int64")  # read by the core
 
 
 class Core:
@@ -25,8 +26,8 @@ class Core:
 
         Args:
             name: the exported function.
-            arguments: int (C int), float (C float), None (null), contiguous CPU tensors, numpy
-                arrays, or ctypes values.
+            arguments: int (C int), float (C float), None (null), tensors and numpy arrays
+                (pointers to their data), or ctypes values.
             returns: ctypes type of the result.
         """
         function = getattr(self.library, name)
@@ -67,8 +68,8 @@ def _to_c(value: Any) -> Any:
     if isinstance(value, float):
         return ctypes.c_float(value)
     if hasattr(value, "data_ptr"):
-        assert value.is_contiguous(), "the native core reads contiguous tensors only"
-        assert value.device.type == "cpu"
+        assert value.is_contiguous() and value.device.type == "cpu"
+        assert str(value.dtype) in TENSOR_TYPES, value.dtype
         return ctypes.c_void_p(value.data_ptr())
     if hasattr(value, "__array_interface__"):
         assert value.flags.c_contiguous

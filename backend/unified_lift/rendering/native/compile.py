@@ -26,9 +26,10 @@ MAIN_SOURCE = NATIVE_DIR / "core.cpp"
 # No C++ standard library: zig would have to build it for each target, and the core needs none.
 # No -ffast-math either: it can switch the whole process to flush-to-zero when it is loaded.
 FLAGS = (
-    "-x c++ -std=c++17 -O3 -shared -s -fvisibility=hidden -nostdlib++ -nostdinc++ "
-    "-fno-exceptions -fno-rtti -fno-math-errno -fno-trapping-math -Wall -Wextra"
-).split()
+    *("-x", "c++", "-std=c++17", "-O3", "-Wall", "-Wextra", "-shared", "-s"),
+    *("-fvisibility=hidden", "-nostdlib++", "-nostdinc++", "-fno-exceptions", "-fno-rtti"),
+    *("-fno-math-errno", "-fno-trapping-math"),
+)
 
 log = logging.getLogger(__name__)
 
