@@ -133,6 +133,8 @@ def import_job(context: Context, job_dir: Path) -> Collection:
     folder = _child(root, cameras.COLLECTION)
     folder.hide_render = True
     cameras.add_cameras(result.capture, origin, folder)
+    for obj in root.all_objects:
+        obj.select_set(False)  # how new objects come differs between Blender's versions
     if len(folder.objects) > MANY_CAMERAS:
         for layer in context.scene.view_layers:
             layer_path(layer.layer_collection, folder)[-1].hide_viewport = True

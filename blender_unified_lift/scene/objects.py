@@ -60,7 +60,7 @@ def select(context: Context, objects: Iterable[Object], extend: bool = False) ->
             obj.select_set(False, view_layer=layer)
     for obj in objects:
         if layer.objects.get(obj.name) == obj:
-            obj.select_set(True, view_layer=layer)
+            obj.select_set(True, view_layer=layer)  # does nothing where it is hidden
             layer.objects.active = obj
 
 
@@ -123,6 +123,13 @@ def isolate(context: Context, kept: Iterable[Object]) -> None:
             obj[ISOLATED_KEY] = seen
             set_visible(obj, layer, False)
             obj.hide_render = True
+
+
+def focus(context: Context, obj: Object) -> None:
+    """Select one object; if isolation hides it, isolate it instead of the others."""
+    if ISOLATED_KEY in obj:
+        isolate(context, [obj])
+    select(context, [obj])
 
 
 def is_isolated(scene: Scene) -> bool:

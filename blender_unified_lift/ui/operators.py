@@ -52,8 +52,10 @@ class UNIFIEDLIFT_OT_select(_OnScene, Operator):
             return {"CANCELLED"}
         if self.extend and obj.select_get():
             obj.select_set(False)
+        elif self.extend:
+            objects.select(context, [obj], extend=True)
         else:
-            objects.select(context, [obj], self.extend)
+            objects.focus(context, obj)
         return {"FINISHED"}
 
 

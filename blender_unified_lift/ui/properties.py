@@ -15,6 +15,7 @@ from ..scene import objects
 
 DEFAULTS = Settings()
 AUTO, FOLDER, SAM = "AUTO", "FOLDER", "SAM"
+_RELATIVE = {"PATH_SUPPORTS_BLEND_RELATIVE"}
 _DEVICE_ITEMS = (
     ("AUTO", "Automatic", "CUDA where there is a usable card, else the processor"),
     ("CPU", "CPU", "The processor: works everywhere"),
@@ -42,7 +43,7 @@ def _quality_items() -> tuple[tuple[str, str, str], ...]:
 def _active_row(self: PropertyGroup) -> int:
     root = objects.root(bpy.context)
     active = bpy.context.view_layer.objects.active
-    if root is None or active is None or not active.select_get():
+    if root is None or active is None or (active.visible_get() and not active.select_get()):
         return -1
     return root.all_objects.find(active.name)
 
@@ -50,7 +51,7 @@ def _active_row(self: PropertyGroup) -> int:
 def _select_row(self: PropertyGroup, row: int) -> None:
     root = objects.root(bpy.context)
     if root and 0 <= row < len(root.all_objects):
-        objects.select(bpy.context, [root.all_objects[row]])
+        objects.focus(bpy.context, root.all_objects[row])
 
 
 class UNIFIEDLIFT_PG_settings(PropertyGroup):
@@ -58,6 +59,7 @@ class UNIFIEDLIFT_PG_settings(PropertyGroup):
         name="Capture",
         description="Folder of the registered photos: with transforms.json, or COLMAP's model",
         subtype="DIR_PATH",
+        options=_RELATIVE,
     )
     masks: EnumProperty(
         name="Masks",
@@ -69,11 +71,13 @@ class UNIFIEDLIFT_PG_settings(PropertyGroup):
         name="Mask Folder",
         description="Label images (PNG, 8 or 16 bit) with the names of the photos",
         subtype="DIR_PATH",
+        options=_RELATIVE,
     )
     sam_checkpoint: StringProperty(
         name="Checkpoint",
         description="A segment-anything checkpoint: vit_b, vit_l or vit_h (.pth)",
         subtype="FILE_PATH",
+        options=_RELATIVE,
     )
     quality: EnumProperty(
         name="Quality",

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+import bpy
+import numpy as np
+import pytest
+
+THINGS = ["Object 001", "Object 002"]
+ALL = [*THINGS, "Surface 001", "Unassigned"]
+
+
+def select(*names: str) -> None:
+    from blender_unified_lift.scene import objects
+
+    objects.select(bpy.context, [bpy.data.objects[name] for name in names])
+
+
+def selected() -> list[str]:
+    return sorted(obj.name for obj in bpy.context.selected_objects)
+
+
+def shown() -> list[str]:
+    return [name for name in ALL if bpy.data.objects[name].visible_get()]
+
+
+def rendered() -> list[str]:
+    return [name for name in ALL if not bpy.data.objects[name].hide_render]
+
+
+def row_of(root: bpy.types.Collection, name: str) -> int:
+    return root.all_objects.find(name)
+
+
+def test_clicking_a_row_selects_its_object(segmented):
+    settings = bpy.context.scene.unified_lift
+    settings.active_row = row_of(segmented, "Object 002")
+    assert selected() == ["Object 002"]
+    assert bpy.context.view_layer.objects.active.name == "Object 002"
+
+
+def test_the_active_row_follows_the_selection(segmented):
+    settings = bpy.context.scene.unified_lift
+    assert settings.active_row == -1
+    select("Object 001")
+    assert settings.active_row == row_of(segmented, "Object 001")
+    bpy.data.objects["Object 001"].select_set(False)
+    assert settings.active_row == -1
+
+
+def test_an_import_leaves_the_selection_to_the_user(segmented):
+    assert selected() == []
+
+
+def test_select_adds_and_takes_away(segmented):
+    bpy.ops.unified_lift.select(name="Object 001")
+    bpy.ops.unified_lift.select(name="Surface 001", extend=True)
+    assert selected() == ["Object 001", "Surface 001"]
+    bpy.ops.unified_lift.select(name="Object 001", extend=True)
+    assert selected() == ["Surface 001"]
+    with pytest.raises(RuntimeError, match="There is no object Nothing"):
+        bpy.ops.unified_lift.select(name="Nothing")
+
+
+def test_delete_takes_object_collection_and_points(segmented):
+    select(*THINGS)
+    assert bpy.ops.unified_lift.delete() == {"FINISHED"}
+    assert [child.name for child in segmented.children] == ["Surface 001", "Unassigned", "Cameras"]
+    assert sorted(cloud.name for cloud in bpy.data.pointclouds) == ["Surface 001", "Unassigned"]
+    assert not bpy.ops.unified_lift.delete.poll(), "nothing is selected any more"
+
+
+def test_delete_is_undone_with_every_splat(segmented):
+    from blender_unified_lift.scene import schema
+
+    before = schema.read_splats(bpy.data.objects["Object 001"].data)
+    select("Object 001")
+    bpy.ops.unified_lift.delete("EXEC_DEFAULT", True)
+    assert "Object 001" not in bpy.data.objects
+    bpy.ops.ed.undo()
+    obj = bpy.data.objects["Object 001"]
+    after = schema.read_splats(obj.data)
+    assert all(np.array_equal(vars(before)[name], vars(after)[name]) for name in vars(before))
+    assert obj["object_id"] == 1 and obj.users_collection[0].name == "Object 001"
+    bpy.ops.ed.redo()
+    assert "Object 001" not in bpy.data.objects
+
+
+def test_delete_keeps_a_collection_that_holds_more(segmented):
+    lamp = bpy.data.objects.new("Lamp", bpy.data.lights.new("Lamp", "POINT"))
+    segmented.children["Object 001"].objects.link(lamp)
+    select("Object 001")
+    bpy.ops.unified_lift.delete()
+    assert [obj.name for obj in segmented.children["Object 001"].objects] == ["Lamp"]
+
+
+def test_delete_keeps_points_that_a_copy_uses(segmented):
+    copy = bpy.data.objects["Object 001"].copy()
+    bpy.context.scene.collection.objects.link(copy)
+    bpy.context.view_layer.update()
+    select("Object 001")
+    bpy.ops.unified_lift.delete()
+    assert len(copy.data.points) == 20
+
+
+def test_isolate_hides_the_others_and_gives_back_what_was_seen(segmented):
+    bpy.data.objects["Unassigned"].hide_set(True)
+    bpy.data.objects["Surface 001"].hide_render = True
+    select("Object 001")
+    bpy.ops.unified_lift.isolate()
+    assert shown() == rendered() == ["Object 001"]
+    bpy.ops.unified_lift.leave_isolation()
+    assert shown() == ["Object 001", "Object 002", "Surface 001"]
+    assert rendered() == ["Object 001", "Object 002", "Unassigned"]
+    assert not bpy.ops.unified_lift.leave_isolation.poll()
+
+
+def test_isolating_another_object_goes_by_its_row_and_keeps_the_way_back(segmented):
+    for name in THINGS:
+        bpy.context.scene.unified_lift.active_row = row_of(segmented, name)
+        bpy.ops.unified_lift.isolate()
+        assert shown() == rendered() == selected() == [name]
+    bpy.ops.unified_lift.leave_isolation()
+    assert shown() == rendered() == ALL
+
+
+def test_isolate_leaves_other_things_of_the_scene_alone(segmented):
+    lamp = bpy.data.objects.new("Lamp", bpy.data.lights.new("Lamp", "POINT"))
+    bpy.context.scene.collection.objects.link(lamp)
+    select("Object 001")
+    bpy.ops.unified_lift.isolate()
+    assert lamp.visible_get() and not lamp.hide_render
+
+
+def test_isolate_is_undone(segmented):
+    select("Object 001")
+    bpy.ops.ed.undo_push(message="Select")
+    bpy.ops.unified_lift.isolate("EXEC_DEFAULT", True)
+    bpy.ops.ed.undo()
+    bpy.context.view_layer.update()
+    assert shown() == rendered() == ALL
+
+
+def test_show_all_opens_every_way_of_hiding(segmented):
+    bpy.data.objects["Object 001"].hide_viewport = True
+    bpy.data.objects["Object 002"].hide_set(True)
+    layer = bpy.context.view_layer.layer_collection.children["messy8"]
+    layer.children["Surface 001"].exclude = True
+    segmented.children["Unassigned"].hide_viewport = True
+    segmented.children["Unassigned"].hide_render = True
+    assert shown() == []
+    bpy.ops.unified_lift.show_all()
+    bpy.context.view_layer.update()
+    assert shown() == rendered() == ALL
+    assert not segmented.children["Unassigned"].hide_render
+
+
+def test_the_eye_of_a_row_closes_and_opens(segmented):
+    for wanted in ([name for name in ALL if name != "Object 002"], ALL):
+        bpy.ops.unified_lift.toggle_visible(name="Object 002")
+        assert shown() == wanted
+
+
+def test_renaming_a_row_renames_object_and_collection(segmented):
+    obj = bpy.data.objects["Object 001"]
+    obj.unified_lift_name = "Vase"
+    assert (obj.name, obj.unified_lift_name) == ("Vase", "Vase")
+    assert "Vase" in segmented.children and "Object 001" not in segmented.children
+
+
+def test_the_capture_at_work_is_the_one_of_the_active_object(segmented, finished_job):
+    from blender_unified_lift.scene import objects
+
+    bpy.ops.unified_lift.import_job(directory=str(finished_job))
+    assert objects.root(bpy.context).name == "messy8.001"
+    select("Object 001")
+    assert objects.root(bpy.context) == segmented
+    assert [obj.name for _, obj in objects.rows(segmented)] == ALL
