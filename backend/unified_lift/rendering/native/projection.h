@@ -52,17 +52,19 @@ static inline Camera make_camera(const float* viewmat, const float* K, int width
 // A projected Gaussian: one cache line.
 struct Splat {
   float x, y;          // mean2d, pixels
-  float xx, xy, yy;    // log2(exp(-sigma)) = xx dx^2 + xy dx dy + yy dy^2
+  // log2(exp(-sigma)) = across (dx - slope dy)^2 + along dy^2. Other than the three terms of the
+  // conic these two are both negative, so that nothing cancels where a Gaussian is a long needle.
+  float across, slope, along;
   float log2_opacity;  // so that alpha = 2^(that + log2_opacity)
   float log2_least;    // alpha >= alpha_min where log2(exp(-sigma)) >= this
   // The ellipse {alpha >= alpha_min}: dy from the mean it reaches over
-  // dx = row_slope dy +- sqrt(row_constant - row_curve dy^2).
-  float row_slope, row_constant, row_curve;
+  // dx = slope dy +- sqrt(row_constant - row_curve dy^2).
+  float row_constant, row_curve;
   float half_width, half_height;  // of its bounding box
   float right_dy;                 // dy of its rightmost point; its leftmost is at -right_dy
   float depth;
   float opacity;  // 0 = culled
-  float unused;
+  float unused[2];
 };
 constexpr int SPLAT_FLOATS = 16;
 static_assert(sizeof(Splat) == sizeof(float) * SPLAT_FLOATS, "a Splat is a cache line");
@@ -81,6 +83,7 @@ struct Projection {
   Float8 q[4], q_inverse;        // unit quaternion, 1 / length
   Float8 scales[3];
   Float8 cov_xx, cov_xy, cov_yy;
+  Float8 normal[3];              // T's first row x its second row
   Float8 det;                    // of cov2d
 };
 
@@ -144,10 +147,11 @@ INLINE void project(const Camera& c, float eps2d, const Float8* mean, const Floa
   o.cov_yy = yy + eps2d;
   // det(T T') is the squared cross product of T's rows. So the determinant is a sum of positive
   // terms, while xx yy - xy^2 would lose all digits where a Gaussian is a long needle.
-  Float8 n0 = T[1] * T[5] - T[2] * T[4];
-  Float8 n1 = T[2] * T[3] - T[0] * T[5];
-  Float8 n2 = T[0] * T[4] - T[1] * T[3];
-  o.det = n0 * n0 + n1 * n1 + n2 * n2 + eps2d * (xx + yy) + eps2d * eps2d;
+  Float8* n = o.normal;
+  n[0] = T[1] * T[5] - T[2] * T[4];
+  n[1] = T[2] * T[3] - T[0] * T[5];
+  n[2] = T[0] * T[4] - T[1] * T[3];
+  o.det = n[0] * n[0] + n[1] * n[1] + n[2] * n[2] + eps2d * (xx + yy) + eps2d * eps2d;
 }
 
 INLINE Int8 finite_records(const float* values, int num_values, int count) {
@@ -190,11 +194,10 @@ INLINE void make_splats(const Camera& c, const Constants& constants, const Proje
       x,
       y,
       -0.5f * LOG2E * o.cov_yy * inverse,
-      LOG2E * o.cov_xy * inverse,
-      -0.5f * LOG2E * o.cov_xx * inverse,
+      o.cov_xy * inverse_yy,
+      -0.5f * LOG2E * inverse_yy,
       log2_opacity,
       log2_least,
-      o.cov_xy * inverse_yy,
       range * o.det * inverse_yy,
       o.det * inverse_yy * inverse_yy,
       half_width,
@@ -202,6 +205,7 @@ INLINE void make_splats(const Camera& c, const Constants& constants, const Proje
       half_width * o.cov_xy / o.cov_xx,
       o.z,
       opacity,
+      zero,
       zero,
   };
   for (Float8& field : fields) field = keep(field, visible);
@@ -235,17 +239,33 @@ static void project_forward(const Camera& c, const Constants& constants, int n, 
   });
 }
 
-// d loss / d cov2d from d loss / d conic: - conic V conic, with the moments giving
-// V = (g dx^2, g dx dy; g dx dy, g dy^2) / -2.
-INLINE void cov_gradient(const Projection& o, const Float8* moments, Float8* v_cov) {
+// U = conic T (2 x 3). Its entries are taken from T's cross product n, since the terms of the plain
+// product cancel where a Gaussian is a needle: det U_0 = eps2d T_0 + T_1 x n and
+// det U_1 = eps2d T_1 - T_0 x n.
+INLINE void conic_times_T(const Projection& o, float eps2d, Float8* U) {
+  const Float8 *T = o.T, *n = o.normal;
   Float8 inverse = 1.f / o.det;
-  Float8 a = o.cov_yy * inverse, b = -o.cov_xy * inverse, c = o.cov_xx * inverse;
-  Float8 gxx = 0.5f * moments[2], gxy = 0.5f * moments[3], gyy = 0.5f * moments[4];
-  Float8 p00 = a * gxx + b * gxy, p01 = a * gxy + b * gyy;
-  Float8 p10 = b * gxx + c * gxy, p11 = b * gxy + c * gyy;
-  v_cov[0] = p00 * a + p01 * b;
-  v_cov[1] = p00 * b + p01 * c;
-  v_cov[2] = p10 * b + p11 * c;
+  for (int j = 0; j < 3; j++) {
+    int k = (j + 1) % 3, l = (j + 2) % 3;
+    U[j] = (eps2d * T[j] + T[3 + k] * n[l] - T[3 + l] * n[k]) * inverse;
+    U[3 + j] = (eps2d * T[3 + j] - T[k] * n[l] + T[l] * n[k]) * inverse;
+  }
+}
+
+// Gradients of the log scales and of B, from d loss / d conic = - (g dx^2, g dx dy; g dx dy, g dy^2)
+// / 2 = -V: d loss / d T = 2 conic V conic T.
+INLINE void shape_gradient(const Projection& o, float eps2d, const Float8* moments,
+                           Float8* v_scales, Float8* vB) {
+  Float8 U[6];
+  conic_times_T(o, eps2d, U);
+  Float8 inverse = 1.f / o.det;
+  Float8 gxx = moments[2], gxy = moments[3], gyy = moments[4];  // 2 V
+  for (int j = 0; j < 3; j++) {
+    Float8 vU0 = gxx * U[j] + gxy * U[3 + j], vU1 = gxy * U[j] + gyy * U[3 + j];
+    v_scales[j] = U[j] * vU0 + U[3 + j] * vU1;  // d T / d log scale = T, and T' conic = U'
+    vB[j] = (o.cov_yy * vU0 - o.cov_xy * vU1) * inverse * o.scales[j];
+    vB[3 + j] = (o.cov_xx * vU1 - o.cov_xy * vU0) * inverse * o.scales[j];
+  }
 }
 
 // d loss / d quat from d loss / d M, through the normalisation.
@@ -306,20 +326,13 @@ static void project_backward(const Camera& c, const Constants& constants, int n,
       Projection o;
       project(c, constants.eps2d, mean, quat, log_scales, o);
 
-      Float8 v_cov[3], vM[9], vA[6], vB[6];
+      Float8 vM[9], vA[6], vB[6];
       Float8 v_mean[3], v_quat[4], v_scales[3], v_opacity[1], v_mean2d[2];
       Float8 inverse = 1.f / o.det;
       v_mean2d[0] = (o.cov_yy * g[0] - o.cov_xy * g[1]) * inverse;
       v_mean2d[1] = (o.cov_xx * g[1] - o.cov_xy * g[0]) * inverse;
       v_opacity[0] = g[5] * (1.f - opacity);  // d ln(alpha) / d logit = 1 - opacity
-      cov_gradient(o, g, v_cov);
-      for (int j = 0; j < 3; j++) {
-        Float8 vT0 = 2 * (v_cov[0] * o.T[j] + v_cov[1] * o.T[3 + j]);
-        Float8 vT1 = 2 * (v_cov[1] * o.T[j] + v_cov[2] * o.T[3 + j]);
-        v_scales[j] = vT0 * o.T[j] + vT1 * o.T[3 + j];  // d T / d log scale = T
-        vB[j] = vT0 * o.scales[j];
-        vB[3 + j] = vT1 * o.scales[j];
-      }
+      shape_gradient(o, constants.eps2d, g, v_scales, vB);
       for (int r = 0; r < 3; r++) {
         for (int j = 0; j < 3; j++) vM[3 * r + j] = o.A[r] * vB[j] + o.A[3 + r] * vB[3 + j];
       }

@@ -78,8 +78,8 @@ INLINE uint32_t block_mask(const Splat& s, float x, float y) {
   Float8 square0 = splat(s.row_constant) - splat(s.row_curve) * dy0 * dy0;
   Float8 square1 = splat(s.row_constant) - splat(s.row_curve) * dy1 * dy1;
   Float8 half0 = square_root(maximum(square0, zero)), half1 = square_root(maximum(square1, zero));
-  Float8 middle0 = splat(s.row_slope) * dy0 + splat(x);
-  Float8 middle1 = splat(s.row_slope) * dy1 + splat(x);
+  Float8 middle0 = splat(s.slope) * dy0 + splat(x);
+  Float8 middle1 = splat(s.slope) * dy1 + splat(x);
   Int8 crossed0 = square0 >= zero, crossed1 = square1 >= zero;
   Float8 left = minimum(select(crossed0, middle0 - half0, nowhere),
                         select(crossed1, middle1 - half1, nowhere));
@@ -95,14 +95,12 @@ INLINE uint32_t block_mask(const Splat& s, float x, float y) {
   return mask;
 }
 
-// alpha before it is held at alpha_max, right where `counts` says that it counts. S has the fields
-// of a Splat; (dx, dy) = pixel - mean.
-template <class S>
-INLINE Float8 alpha_at(const S& s, Float8 dx, Float8 dy, Int8* counts) {
-  Float8 power = (splat(s.xx) * dx + splat(s.xy) * dy) * dx + splat(s.yy) * dy * dy;
-  // The sign bits of (power - log2_least) and -power say whether one of them is negative.
-  Int8 negative = (Int8)(power - splat(s.log2_least)) | (Int8)(splat(0.f) - power);
-  *counts = ~negative >> 31;
+// alpha before it is held at alpha_max, right where `counts` says that it counts; (dx, dy) is the
+// pixel less the mean.
+INLINE Float8 alpha_at(const Splat& s, Float8 dx, Float8 dy, Int8* counts) {
+  Float8 t = dx - splat(s.slope) * dy;
+  Float8 power = splat(s.across) * t * t + splat(s.along) * dy * dy;
+  *counts = ~(Int8)(power - splat(s.log2_least)) >> 31;  // all bits where it is not negative
   return exp2(power + splat(s.log2_opacity));
 }
 

@@ -6,10 +6,10 @@
 //   d loss / d alpha_i = T_i q_i - S_i / (1 - alpha_i),
 //   S_i = sum_{j > i} w_j q_j + T_end (background . v - d loss / d alphas)
 // T_i is won back from T_{i + 1} by division, and S_i by adding w_i q_i: one number a pixel,
-// however many channels there are. With g = alpha_i d loss / d alpha_i = - d loss / d sigma the geometry's
-// gradients are the moments of projection.h. Every (splat, tile) slot has its own place for the
-// sums over the tile, and they are added splat by splat afterwards: no atomic additions, so the
-// result is the same for any number of threads.
+// however many channels there are. With g = alpha_i d loss / d alpha_i = - d loss / d sigma the
+// geometry's gradients are the moments of projection.h. Every (splat, tile) slot has its own place
+// for the sums over the tile, and they are added splat by splat afterwards: no atomic additions, so
+// the result is the same for any number of threads.
 #pragma once
 #include "raster.h"
 

@@ -43,7 +43,7 @@ INLINE void for_each_tile(const Splat& s, int width, int height, int num_tiles_x
     float right = sqrtf(greatest(s.row_constant - s.row_curve * dy_right * dy_right, 0.f));
     float left = sqrtf(greatest(s.row_constant - s.row_curve * dy_left * dy_left, 0.f));
     int x_first, x_end;
-    pixel_range(s.x + s.row_slope * dy_left - left, s.x + s.row_slope * dy_right + right, width,
+    pixel_range(s.x + s.slope * dy_left - left, s.x + s.slope * dy_right + right, width,
                 &x_first, &x_end);
     if (x_first >= x_end) continue;
     for (int tx = x_first / TILE; tx * TILE < x_end; tx++) f(ty * num_tiles_x + tx);
