@@ -11,7 +11,7 @@ The names are those that Blender 5.3 reads natively; every version stores them.
 | radiance:base   | FLOAT4 or FLOAT_COLOR    | raw f_dc: the same bits; alpha 0..1: logit     |
 | radiance:sh_k   | FLOAT_VECTOR, raw        | the same bits                                  |
 | confidence      | FLOAT                    | the same bits                                  |
-| radius          | FLOAT, 0 before 5.3      | none: keeps native points out of all renders   |
+| radius          | FLOAT, 0 before 5.3      | none: keeps native points out of every picture |
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ def make_splat_object(name: str, splats: Splats) -> bpy.types.Object:
         cloud.type = _NATIVE_TYPE
     else:
         write_values(cloud, RADIUS, "FLOAT", np.zeros(len(splats), np.float32))
-        obj.display_type = "BOUNDS"
     return obj
 
 

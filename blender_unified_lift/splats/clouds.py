@@ -38,12 +38,14 @@ class Cloud(NamedTuple):
         means: (N, 3) float32.
         geometry: (N, 4, 4) float32: mean and opacity; covariance xx xy xz yy; yz zz 0 0; raw f_dc.
         harmonics: (N, K, 4) float32, the last column unused.
+        spreads: (N,) float32, square root of the covariance's trace: no axis is longer.
     """
 
     stamp: int
     means: np.ndarray
     geometry: np.ndarray
     harmonics: np.ndarray
+    spreads: np.ndarray
 
 
 def shown_splats(
@@ -55,7 +57,7 @@ def shown_splats(
         depsgraph: of the viewport or of a render.
         space: leave out what this viewport hides (local view, collections, object types).
     """
-    if not any(schema.BASE in cloud.attributes for cloud in bpy.data.pointclouds):
+    if not any_splats():
         return []
     if space is not None and not space.show_object_viewport_pointcloud:
         return []
@@ -71,6 +73,11 @@ def shown_splats(
         color = tuple(linear_to_srgb(np.array(obj.color[:3])))
         found.append(SplatInstance(obj.original.session_uid, obj.data, matrix, owner, color))
     return found
+
+
+def any_splats() -> bool:
+    """Whether the file has splats at all: a quick look before a slow one."""
+    return any(schema.BASE in cloud.attributes for cloud in bpy.data.pointclouds)
 
 
 def content_stamp(cloud: bpy.types.PointCloud) -> int:
@@ -97,7 +104,8 @@ def read_cloud(cloud: bpy.types.PointCloud) -> Cloud:
     harmonics = np.zeros((len(means), schema.num_sh(cloud), 4), np.float32)
     for k in range(harmonics.shape[1]):
         harmonics[:, k, :3] = schema.read_values(cloud, f"{schema.SH_PREFIX}{k}")
-    return Cloud(content_stamp(cloud), means, geometry, harmonics)
+    spreads = np.sqrt(np.trace(covariances, axis1=1, axis2=2))
+    return Cloud(content_stamp(cloud), means, geometry, harmonics, spreads)
 
 
 def living_keys() -> set[int]:

@@ -101,7 +101,7 @@ class Renderer:
 
     def __init__(self) -> None:
         self.clouds: dict[int, Cloud] = {}
-        self._starts: dict[int, int] = {}
+        self._starts: dict[int, int] = {}  # of what is on the GPU: first index
         self._stale: set[int] = set()
         self._num_sh = 0
         self._textures: dict[str, gpu.types.GPUTexture] = {}
@@ -109,6 +109,10 @@ class Renderer:
     def mark_changed(self, keys: set[int]) -> None:
         """Look at the contents of these objects again before the next draw."""
         self._stale |= keys
+
+    def is_stale(self, instances: Sequence[SplatInstance]) -> bool:
+        """Whether a new draw of these might look different though nothing moved."""
+        return any(i.key in self._stale or i.key not in self.clouds for i in instances)
 
     def forget_deleted(self) -> None:
         """Free the values of deleted objects, and the textures if no object is left."""
@@ -140,7 +144,9 @@ class Renderer:
         Raises:
             JobError: more splats than textures can hold.
         """
-        self._update(instances)
+        self.read(instances)
+        if any(instance.key not in self._starts for instance in instances):
+            self._upload()
         order = self._sort(instances, viewpoint, exact_order)
         slots = self._slots(instances, viewpoint, marks or [(0.0, 0.0)] * len(instances), tint)
         with target.framebuffer.bind():
@@ -148,9 +154,8 @@ class Renderer:
             if len(order):
                 self._draw_sorted(order, slots, viewpoint)
 
-    def _update(self, instances: Sequence[SplatInstance]) -> None:
-        """Bring clouds and textures up to what is to be drawn."""
-        changed = False
+    def read(self, instances: Sequence[SplatInstance]) -> None:
+        """Bring `clouds` up to what these instances show now."""
         for instance in instances:
             known = self.clouds.get(instance.key)
             if known is not None and instance.key in self._stale:
@@ -158,9 +163,7 @@ class Renderer:
             self._stale.discard(instance.key)
             if known is None:
                 self.clouds[instance.key] = read_cloud(instance.cloud)
-            changed |= known is None or instance.key not in self._starts
-        if changed:
-            self._upload()
+                self._starts.pop(instance.key, None)
 
     def _upload(self) -> None:
         clouds = list(self.clouds.values())

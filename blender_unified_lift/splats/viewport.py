@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Splats in the 3D viewport: drawn into every view, behind and before meshes, selection outlined.
+
+From Blender 5.3 on, point clouds of the splat type are Blender's own business and are left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import NamedTuple
+
+import bpy
+import gpu
+import numpy as np
+from bpy.app.handlers import persistent
+from bpy.types import Context, Depsgraph, PropertyGroup
+from gpu_extras.batch import batch_for_shader
+
+from unified_lift.protocol import JobError
+
+from . import clouds, drawing
+from .viewpoint import make_viewpoint
+
+log = logging.getLogger(__name__)
+
+VIEWPORT_GAMMA = 2.2  # viewports encode what handlers draw with x ^ (1 / 2.2) (5.2, measured)
+OUTLINE_OPACITY = 0.9
+
+
+def _redraw_views(settings, context) -> None:
+    for window in context.window_manager.windows:
+        for area in window.screen.areas:
+            if area.type == "VIEW_3D":
+                area.tag_redraw()
+
+
+class UNIFIEDLIFT_PG_splat_view(PropertyGroup):
+    show: bpy.props.BoolProperty(
+        name="Splats",
+        description="Draw Gaussian splats in the 3D viewports of this scene",
+        default=True,
+        update=_redraw_views,
+    )
+    color: bpy.props.EnumProperty(
+        name="Splat Color",
+        description="What gives splats their color in the 3D viewports of this scene",
+        items=[
+            ("CAPTURE", "Capture", "The colors of the photos"),
+            ("OBJECT", "Object", "The color of each object, to see what belongs together"),
+        ],
+        default="CAPTURE",
+        update=_redraw_views,
+    )
+
+
+class Frame(NamedTuple):
+    """What was last drawn into a region, and what it depended on."""
+
+    key: tuple
+    target: drawing.Target
+
+
+_renderer: drawing.Renderer | None = None
+_frames: dict[int, Frame] = {}  # by the pointer of the region
+_draw_handle: object | None = None
+
+
+def renderer() -> drawing.Renderer:
+    """The renderer that all viewports share."""
+    global _renderer
+    if _renderer is None:
+        _renderer = drawing.Renderer()
+    return _renderer
+
+
+def draw_frame(context: Context, depsgraph: Depsgraph) -> drawing.Target | None:
+    """Draw the splats of the current region, or reuse what was drawn; None if there are none."""
+    instances = clouds.shown_splats(depsgraph, context.space_data)
+    region = context.region
+    if not instances:
+        _frames.pop(region.as_pointer(), None)
+        return None
+    size = (region.width, region.height)
+    view = context.region_data
+    marks = selection_marks(context, instances)
+    tint = float(context.scene.unified_lift_splats.color == "OBJECT")
+    key = _frame_key(context, instances, marks, tint)
+    known = _frames.get(region.as_pointer())
+    if known is not None and known.key == key and not renderer().is_stale(instances):
+        return known.target
+    target = known.target if known and known.target.size == size else drawing.Target(size)
+    viewpoint = make_viewpoint(view.view_matrix, view.window_matrix, size)
+    renderer().draw(instances, viewpoint, target, marks, tint)
+    _frames[region.as_pointer()] = Frame(key, target)
+    return target
+
+
+def _frame_key(context: Context, instances: list, marks: list, tint: float) -> tuple:
+    view, region = context.region_data, context.region
+    matrices = np.array(view.view_matrix).tobytes() + np.array(view.window_matrix).tobytes()
+    objects = tuple((i.key, i.matrix.tobytes(), i.color) for i in instances)
+    return matrices, (region.width, region.height), objects, tuple(marks), tint
+
+
+def selection_marks(
+    context: Context, instances: list[clouds.SplatInstance]
+) -> list[tuple[float, float]]:
+    """Selected and active of each instance, as they are to be outlined."""
+    overlay = context.space_data.overlay
+    if not (overlay.show_overlays and overlay.show_outline_selected and context.mode == "OBJECT"):
+        return [(0.0, 0.0)] * len(instances)
+    active = context.view_layer.objects.active
+    selected = [float(instance.owner.select_get()) for instance in instances]
+    return [(mark, mark * (i.owner == active)) for i, mark in zip(instances, selected)]
+
+
+def composite(
+    context: Context, target: drawing.Target, gamma: float, depth_test: str = "LESS_EQUAL"
+) -> None:
+    """Put drawn splats into the current region."""
+    theme = context.preferences.themes[0].view_3d
+    window = np.array(context.region_data.window_matrix)
+    shader = _composite_shader()
+    quad = batch_for_shader(shader, "TRI_STRIP", {"corner": drawing.CORNERS})
+    shader.uniform_sampler("colors", target.colors)
+    shader.uniform_sampler("marks", target.marks)
+    shader.uniform_float("depth_row", window[[2, 2, 3, 3], [2, 3, 2, 3]])
+    shader.uniform_float("selected_color", (*theme.object_selected, OUTLINE_OPACITY))
+    shader.uniform_float("active_color", (*theme.object_active, OUTLINE_OPACITY))
+    shader.uniform_float("gamma", gamma)
+    shader.uniform_int("line_width", max(1, round(context.preferences.system.pixel_size)))
+    drawing.set_state("ALPHA_PREMULT", depth_test)
+    quad.draw(shader)
+    drawing.set_state("NONE", "NONE")
+
+
+@cache
+def _composite_shader() -> gpu.types.GPUShader:
+    info = gpu.types.GPUShaderCreateInfo()
+    info.sampler(0, "FLOAT_2D", "colors")
+    info.sampler(1, "FLOAT_2D", "marks")
+    for name in ("depth_row", "selected_color", "active_color"):
+        info.push_constant("VEC4", name)
+    info.push_constant("FLOAT", "gamma")
+    info.push_constant("INT", "line_width")
+    interface = gpu.types.GPUStageInterfaceInfo("unified_lift_composite")
+    interface.smooth("VEC2", "uv")
+    info.vertex_out(interface)
+    info.fragment_out(0, "VEC4", "fragment")
+    info.depth_write("ANY")
+    return drawing.make_shader("composite_vert.glsl", "composite_frag.glsl", info)
+
+
+def _draw_view() -> None:
+    """POST_VIEW handler."""
+    context = bpy.context
+    if not context.scene.unified_lift_splats.show or _is_drawn_by_engine(context):
+        return
+    try:
+        target = draw_frame(context, context.evaluated_depsgraph_get())
+    except JobError as error:
+        _log_once(str(error))
+        return
+    if target is not None:
+        composite(context, target, VIEWPORT_GAMMA)
+
+
+def _is_drawn_by_engine(context: Context) -> bool:
+    return (
+        context.space_data.shading.type == "RENDERED"
+        and context.scene.render.engine == "UNIFIEDLIFT_SPLATS"
+    )
+
+
+@cache
+def _log_once(message: str) -> None:
+    log.error(message)
+
+
+@persistent
+def _on_update(scene, depsgraph) -> None:
+    if _renderer is None or not _renderer.clouds:
+        return
+    changed = {
+        update.id.original.session_uid
+        for update in depsgraph.updates
+        if update.is_updated_geometry and isinstance(update.id, bpy.types.Object)
+    }
+    _renderer.mark_changed(changed & _renderer.clouds.keys())
+    if not _renderer.clouds.keys() <= clouds.living_keys():
+        _renderer.forget_deleted()
+
+
+@persistent
+def _on_load(*_) -> None:
+    """Nothing of the last file is worth keeping."""
+    global _renderer
+    _renderer = None
+    _frames.clear()
+
+
+def _draw_overlay_settings(panel, context) -> None:
+    settings = context.scene.unified_lift_splats
+    row = panel.layout.row(align=True, heading="Splats")
+    row.prop(settings, "show", text="")
+    sub = row.row(align=True)
+    sub.active = settings.show
+    sub.prop(settings, "color", expand=True)
+
+
+def register() -> None:
+    """Start drawing."""
+    global _draw_handle
+    bpy.utils.register_class(UNIFIEDLIFT_PG_splat_view)
+    bpy.types.Scene.unified_lift_splats = bpy.props.PointerProperty(type=UNIFIEDLIFT_PG_splat_view)
+    bpy.types.VIEW3D_PT_overlay.append(_draw_overlay_settings)
+    bpy.app.handlers.depsgraph_update_post.append(_on_update)
+    bpy.app.handlers.load_post.append(_on_load)
+    _draw_handle = bpy.types.SpaceView3D.draw_handler_add(_draw_view, (), "WINDOW", "POST_VIEW")
+
+
+def unregister() -> None:
+    """Stop drawing and free all that was kept for it."""
+    bpy.types.SpaceView3D.draw_handler_remove(_draw_handle, "WINDOW")
+    bpy.app.handlers.load_post.remove(_on_load)
+    bpy.app.handlers.depsgraph_update_post.remove(_on_update)
+    bpy.types.VIEW3D_PT_overlay.remove(_draw_overlay_settings)
+    del bpy.types.Scene.unified_lift_splats
+    bpy.utils.unregister_class(UNIFIEDLIFT_PG_splat_view)
+    _on_load()
+    _composite_shader.cache_clear()
+    drawing.free_shaders()
