@@ -56,9 +56,9 @@ def _work(job_dir: Path, request: JobRequest, report: JobReport) -> int:
         report.emit("start", pid=os.getpid(), version=__version__)
         from unified_lift import pipeline  # torch takes seconds to import: the start is told before
 
-        objects = pipeline.segment(job_dir, request, report)
+        summary = pipeline.segment(Path(job_dir), request, report)
         report.end_stage()
-        report.emit("done", objects=objects, seconds=report.seconds)
+        report.emit("done", **summary, seconds=report.seconds)
         return EXIT_DONE
     except Cancelled:
         report.emit("cancelled")

@@ -194,7 +194,7 @@ def _train_step(
     """One photo, one step of Adam; L = (1 - w) L1 + w (1 - SSIM) + regularisers (3DGS-MCMC)."""
     decay = config.means_lr_final ** (step / config.iterations)
     trainer.optimizer.param_groups[0]["lr"] = trainer.means_lr * decay
-    target = torch.from_numpy(photo).to(engine.device).float() / 255
+    target = torch.tensor(photo, device=engine.device).float() / 255
     params = trainer.gaussians
     image = engine.render(**params, camera=camera).channels
     loss = engine.photometric_loss(image, target, config.ssim_weight)
@@ -247,6 +247,6 @@ def _check_finite(gaussians: Gaussians) -> None:
 
 def psnr(image: Tensor, photo: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of (H, W, 3) float 0..1 against uint8, display space."""
-    target = torch.from_numpy(photo).float() / 255
+    target = torch.tensor(photo).float() / 255
     error = float(((image.detach().cpu().clamp(0, 1) - target) ** 2).mean())
     return -10 * math.log10(max(error, 1e-10))

@@ -29,6 +29,8 @@ SCENE_FILE = "scene.ply"
 OBJECTS_FILE = "objects.json"
 FEATURES_FILE = "features.npz"
 MASKS_DIR = "masks"
+IMAGES_DIR = "images"
+CHECKPOINT_DIR = "checkpoint"
 PREVIEW_DIR = "preview"
 
 HEARTBEAT_SECONDS = 0.5

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From a split to objects: every Gaussian an id and a confidence, every object a record."""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from unified_lift.config import LiftConfig
+from unified_lift.lift.compaction import masses, support
+from unified_lift.lift.incidence import Incidence
+
+THING, SURFACE = "thing", "surface"
+GOLDEN_RATIO = 0.6180339887498949  # steps of this in hue never come close to an earlier one
+
+
+@dataclass(frozen=True)
+class ObjectRecord:
+    """One object as objects.json lists it.
+
+    Attributes:
+        id: from 1; things first, each kind by falling mass.
+        name: for the user.
+        kind: "surface" if over half of its mass lies on a large plane, else "thing".
+        count: Gaussians.
+        color: r, g, b in 0..1, display space, to tell the objects apart.
+        score: 0..1, share of the views that show it in which one mask shows it as it is.
+        bounds: two corners (x, y, z), world frame, of the box around its Gaussians' means.
+    """
+
+    id: int
+    name: str
+    kind: str
+    count: int
+    color: tuple[float, float, float]
+    score: float
+    bounds: tuple[tuple[float, float, float], tuple[float, float, float]]
+
+
+def describe(
+    incidence: Incidence,
+    object_ids: np.ndarray,
+    means: np.ndarray,
+    plane_of_gaussian: np.ndarray,
+    config: LiftConfig,
+) -> tuple[list[ObjectRecord], np.ndarray, np.ndarray]:
+    """Give every Gaussian its final id and confidence, and list the objects.
+
+    Args:
+        incidence: N Gaussians.
+        object_ids: (N,) int from 0 without gaps, -1 = none.
+        means: (N, 3) float32, world frame.
+        plane_of_gaussian: (N,) int, 0 = on no large plane.
+        config: thresholds.
+
+    Returns:
+        Records in the order of their ids, ids (N,) int32 with 0 = unassigned, and confidence
+        (N,) float32 in 0..1.
+    """
+    object_ids = fill_unseen(incidence, object_ids, means, config)
+    num_objects = int(object_ids.max(initial=-1)) + 1
+    mass = _mass(incidence)
+    inside = object_ids >= 0
+    total = np.bincount(object_ids[inside], mass[inside], num_objects)
+    planar = inside & (plane_of_gaussian > 0)
+    on_plane = np.bincount(object_ids[planar], mass[planar], num_objects)
+    is_surface = on_plane > config.surface_share * total
+    order = np.lexsort((-total, is_surface))
+    new_ids = np.empty(num_objects + 1, np.int32)
+    new_ids[order] = np.arange(1, num_objects + 1)
+    new_ids[-1] = 0  # of -1
+    final = new_ids[object_ids]
+    scores, _ = support(incidence, object_ids, num_objects, config)
+    records = [
+        _record(number, bool(is_surface[old]), float(scores[old]), means[final == number])
+        for number, old in enumerate(order, 1)
+    ]
+    return _numbered(records), final, confidence(incidence, object_ids, config)
+
+
+def fill_unseen(
+    incidence: Incidence, object_ids: np.ndarray, means: np.ndarray, config: LiftConfig
+) -> np.ndarray:
+    """Give Gaussians that no photo shows (inside, behind, faint) the id of their neighbour.
+
+    Those that photos do show, outside of all masks, stay without an object.
+    """
+    hidden = (object_ids < 0) & (_mass(incidence) < config.min_visible)
+    labelled = object_ids >= 0
+    if not hidden.any() or not labelled.any():
+        return object_ids
+    tree = cKDTree(means[labelled])
+    spacing = np.median(tree.query(means[labelled][:: config.spacing_stride], 2)[0][:, 1])
+    distances, nearest = tree.query(means[hidden])
+    found = object_ids[labelled][nearest]
+    filled = object_ids.copy()
+    filled[hidden] = np.where(distances < config.fill_distance * spacing, found, -1)
+    return filled
+
+
+def confidence(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
+    """Share of a Gaussian's weight that lies in masks of its own object, (N,) float32 in 0..1.
+
+    Less where it is hardly seen: a Gaussian with little weight had little to say.
+    """
+    num_objects = max(1, int(object_ids.max(initial=-1)) + 1)
+    in_masks, _ = masses(incidence, object_ids, num_objects)
+    entries = incidence.mass.tocoo()
+    own = in_masks.argmax(1)[entries.row] == object_ids[entries.col]
+    agreeing = np.bincount(entries.col[own], entries.data[own], incidence.num_gaussians)
+    mass = _mass(incidence)
+    share = agreeing / np.maximum(mass, 1e-9)
+    seen = np.minimum(1, mass / config.confident_mass)
+    return np.where(object_ids >= 0, share * seen, 0).clip(0, 1).astype(np.float32)
+
+
+def _mass(incidence: Incidence) -> np.ndarray:
+    """All weight of each Gaussian in all views, (N,)."""
+    return np.asarray(incidence.mass.sum(0)).ravel() + incidence.void.sum(0)
+
+
+def _record(number: int, is_surface: bool, score: float, means: np.ndarray) -> ObjectRecord:
+    low, high = (tuple(corner.tolist()) for corner in (means.min(0), means.max(0)))
+    kind = SURFACE if is_surface else THING
+    return ObjectRecord(number, "", kind, len(means), label_color(number), score, (low, high))
+
+
+def _numbered(records: list[ObjectRecord]) -> list[ObjectRecord]:
+    """Names "Object 001", … and "Surface 001", …, each kind with numbers of its own."""
+    counts = {THING: 0, SURFACE: 0}
+    named = []
+    for record in records:
+        counts[record.kind] += 1
+        word = {THING: "Object", SURFACE: "Surface"}[record.kind]
+        named.append(replace(record, name=f"{word} {counts[record.kind]:03d}"))
+    return named
+
+
+def label_color(number: int) -> tuple[float, float, float]:
+    """A colour (r, g, b) in 0..1 for an id from 1, unlike those of the ids around it."""
+    hue = number * GOLDEN_RATIO % 1
+    saturation, value = ((0.65, 0.95), (0.85, 0.75), (0.45, 0.9))[number % 3]
+    return tuple(round(part, 4) for part in colorsys.hsv_to_rgb(hue, saturation, value))

@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The way of the data from a capture to objects: only this module knows the order."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from unified_lift.capture import Capture, View, read_cameras, read_capture, write_cameras
+from unified_lift.capture.images import load_photo, resize_labels, scaled_view
+from unified_lift.config import (
+    AUTO_LIFT,
+    MASKS_AUTO,
+    MASKS_SAM,
+    PRESETS,
+    FeatureConfig,
+    GeometryConfig,
+    LiftConfig,
+    PipelineConfig,
+    SamConfig,
+    Settings,
+    SurfaceMaskConfig,
+)
+from unified_lift.gaussians import GEOMETRY, Gaussians, from_splats, to_splats
+from unified_lift.geometry import psnr, step_costs, train
+from unified_lift.lift.compaction import compact
+from unified_lift.lift.features import nearest_codes, train_features
+from unified_lift.lift.incidence import mask_incidence
+from unified_lift.lift.labels import label_map
+from unified_lift.lift.objects import ObjectRecord, describe
+from unified_lift.lift.votes import split_by_votes
+from unified_lift.masks.folder import folder_label_maps
+from unified_lift.masks.sam import sam_label_maps
+from unified_lift.masks.sam_model import build_sam, read_weights
+from unified_lift.masks.surfaces import find_planes, surface_label_maps
+from unified_lift.ply import read_ply, write_ply
+from unified_lift.preparation import Photos, lift_size, read_photos, spread, to_camera
+from unified_lift.previews import Previews, save_image
+from unified_lift.protocol import (
+    CAMERAS_FILE,
+    CHECKPOINT_DIR,
+    FEATURES_FILE,
+    MASKS_DIR,
+    OBJECTS_FILE,
+    SCENE_FILE,
+    JobError,
+    JobReport,
+    JobRequest,
+    write_json,
+)
+from unified_lift.rendering import Engine, load_engine
+from unified_lift.rendering.weights import BlendWeights
+
+CONFIG = PipelineConfig()
+GEOMETRY_FILE = "geometry.ply"  # in the checkpoint folder
+SAM_CACHE_DIR = "sam_cache"  # beside the jobs, which share it
+
+
+def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
+    """Split a capture into objects.
+
+    Returns:
+        What the event `done` tells: numbers of objects and splats, PSNR.
+
+    Raises:
+        JobError: something that the user can mend; nothing is left under its final name then.
+        Cancelled: the user asked for a stop.
+    """
+    torch.set_num_threads(1)  # the native core has the threads; torch's would spin beside them
+    settings = request.settings
+    config = _preset(settings.preset)
+    engine = load_engine(settings.device)
+    report.stage("photos", "Reading photos")
+    capture = read_capture(request.capture)
+    capture, photos = read_photos(capture, job_dir, config.longest_side, CONFIG, report)
+    given = _given_masks(photos, settings, report)
+    write_cameras(job_dir / CAMERAS_FILE, capture)
+    report.plan(**_plan(photos, config, settings))
+    previews = Previews(job_dir, engine, photos.cameras[0], CONFIG.preview_seconds, report)
+
+    report.stage("geometry", f"Training splats ({engine.name})")
+    gaussians = _geometry(job_dir, photos, capture, config, engine, settings.seed, report, previews)
+    views = capture.test_views or capture.train_views
+    quality = _quality(views, gaussians, engine, config.longest_side)
+    previews.show(gaussians, None, "Splats trained")
+
+    report.stage("masks", _masks_label(settings))
+    lifting = _lifting(job_dir, capture, photos, given, gaussians, engine, settings, report)
+    _write_masks(job_dir / MASKS_DIR, lifting)
+
+    report.stage("lift", "Finding objects")
+    previews.camera = lifting.photos.cameras[0]
+    split = _split(lifting, gaussians, settings, report, previews)
+
+    report.stage("export", "Writing the objects")
+    _write_result(job_dir, gaussians, split)
+    shutil.rmtree(job_dir / CHECKPOINT_DIR, ignore_errors=True)
+    return {"objects": len(split.objects), "splats": len(split.object_ids), "psnr": quality}
+
+
+# ---- stages
+
+
+def _preset(name: str) -> GeometryConfig:
+    if name not in PRESETS:
+        raise JobError(f"There is no preset '{name}'. Choose one of {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def _plan(photos: Photos, config: GeometryConfig, settings: Settings) -> dict[str, float]:
+    """Expected seconds of each stage on the machine that the constants were measured on."""
+    side, number = lift_size(photos, CONFIG)
+    pixels = sum(view.width * view.height for view in photos.at(side).views[:number])
+    start = min(config.max_gaussians, config.random_points)
+    masks = {
+        MASKS_AUTO: CONFIG.surface_seconds * pixels,
+        MASKS_SAM: CONFIG.sam_seconds * number + CONFIG.folder_seconds * pixels,
+    }.get(settings.masks, CONFIG.folder_seconds * pixels)
+    lift = CONFIG.vote_seconds + CONFIG.feature_seconds * (settings.method == "default")
+    geometry = sum(step_costs(config, photos.cameras, start))
+    return {"geometry": geometry, "masks": masks, "lift": lift}
+
+
+def _geometry(
+    job_dir: Path,
+    photos: Photos,
+    capture: Capture,
+    config: GeometryConfig,
+    engine: Engine,
+    seed: int,
+    report: JobReport,
+    previews: Previews,
+) -> Gaussians:
+    """Train the splats, or take those that a worker trained before it crashed."""
+    path = job_dir / CHECKPOINT_DIR / GEOMETRY_FILE
+    if path.exists():
+        return from_splats(read_ply(path))
+    gaussians = train(
+        photos.images,
+        photos.cameras,
+        capture.points,
+        capture.point_colors,
+        config,
+        engine,
+        seed,
+        report,
+        previews.training,
+    )
+    path.parent.mkdir(exist_ok=True)
+    write_ply(path, to_splats(gaussians))
+    return gaussians
+
+
+def _masks_label(settings: Settings) -> str:
+    labels = {MASKS_AUTO: "Finding surfaces", MASKS_SAM: "Segmenting photos (SAM)"}
+    return labels.get(settings.masks, "Reading masks")
+
+
+@dataclass(frozen=True)
+class Lifting:
+    """What the lift works on: some training views, as large as the memory allows.
+
+    Attributes:
+        photos: V photos.
+        weights: blend weights of each.
+        label_maps: (H, W) int32 each, 0 = unlabelled.
+        plane_of_gaussian: (N,) int32, the large plane that a Gaussian lies on, 0 = none.
+    """
+
+    photos: Photos
+    weights: list[BlendWeights]
+    label_maps: list[np.ndarray]
+    plane_of_gaussian: np.ndarray
+
+
+def _given_masks(
+    photos: Photos, settings: Settings, report: JobReport
+) -> list[np.ndarray | None] | None:
+    """Read the folder of masks before anything takes long; None where there is no folder."""
+    if settings.masks == MASKS_SAM:
+        checkpoint = Path(settings.sam_checkpoint)
+        build_sam(read_weights(checkpoint), checkpoint)  # refused now, not after the training
+    if settings.masks in (MASKS_AUTO, MASKS_SAM):
+        return None
+    side, _ = lift_size(photos, CONFIG)
+    sources = [scaled_view(view, side) for view in photos.sources]
+    return folder_label_maps(Path(settings.masks), sources, report)
+
+
+def _lifting(
+    job_dir: Path,
+    capture: Capture,
+    photos: Photos,
+    given: list[np.ndarray | None] | None,
+    gaussians: Gaussians,
+    engine: Engine,
+    settings: Settings,
+    report: JobReport,
+) -> Lifting:
+    """Choose as many views as fit the memory; get their label maps and the scene's planes."""
+    side, number = lift_size(photos, CONFIG)
+    usable = [i for i in range(len(photos.views)) if given is None or given[i] is not None]
+    picked = spread(usable, number)
+    chosen = photos.pick(picked).at(side)
+    weights = []
+    for camera in chosen.cameras:
+        report.check()
+        weights.append(engine.blend_weights(*(gaussians[name] for name in GEOMETRY), camera))
+    scene = (chosen.images, chosen.cameras, gaussians, weights, SurfaceMaskConfig(), report)
+    if settings.masks == MASKS_AUTO:
+        label_maps, planes = surface_label_maps(*scene)
+    else:
+        planes = find_planes(*scene)
+        label_maps = [given[i] for i in picked] if given else []
+    if settings.masks == MASKS_SAM:
+        views = [capture.train_views[i] for i in picked]
+        label_maps = [
+            resize_labels(labels, view.width, view.height)
+            for labels, view in zip(
+                _sam(views, job_dir, settings, report), chosen.views, strict=True
+            )
+        ]
+    on_plane = planes.plane_of_gaussian(gaussians["means"].numpy())
+    return Lifting(chosen, weights, label_maps, on_plane)
+
+
+def _sam(
+    views: list[View], job_dir: Path, settings: Settings, report: JobReport
+) -> list[np.ndarray]:
+    """Masks of segment-anything, from the photos at the size that it works at."""
+    config = SamConfig()
+    photos = [load_photo(scaled_view(view, config.longest_side)) for view in views]
+    device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+    cache_dir = job_dir.absolute().parent / SAM_CACHE_DIR
+    return sam_label_maps(photos, Path(settings.sam_checkpoint), config, cache_dir, report, device)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The answer: object_ids (N,) int32, confidence (N,) float32, and the learned features."""
+
+    objects: list[ObjectRecord]
+    object_ids: np.ndarray
+    confidence: np.ndarray
+    features: np.ndarray
+    codebook: np.ndarray
+
+
+def _split(
+    lifting: Lifting,
+    gaussians: Gaussians,
+    settings: Settings,
+    report: JobReport,
+    previews: Previews,
+) -> Split:
+    """Votes first, which is what the user sees while features and codebook are learned."""
+    config = AUTO_LIFT if settings.masks == MASKS_AUTO else LiftConfig()
+    incidence = mask_incidence(lifting.weights, lifting.label_maps)
+    report.check()
+    object_ids = compact(incidence, split_by_votes(incidence, config), config)
+    previews.show(gaussians, label_map(lifting.weights[0], object_ids + 1), "First split")
+    features, codebook = np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32)
+    if settings.method == "default":
+        num_codes = 8 + int(1.25 * (object_ids.max() + 1))
+        learned = train_features(
+            lifting.weights,
+            lifting.label_maps,
+            len(gaussians["means"]),
+            num_codes,
+            FeatureConfig(),
+            settings.seed,
+            report,
+        )
+        object_ids = compact(incidence, nearest_codes(*learned), config)
+        features, codebook = (value.numpy() for value in learned)
+    means = gaussians["means"].numpy()
+    objects, ids, confidence = describe(
+        incidence, object_ids, means, lifting.plane_of_gaussian, config
+    )
+    if not objects:
+        raise JobError(
+            "No object was found: no two photos' masks show the same splats. Take more photos "
+            "that overlap, or choose other masks."
+        )
+    previews.show(gaussians, label_map(lifting.weights[0], ids), "Objects")
+    return Split(objects, ids, confidence, features, codebook)
+
+
+def _write_result(job_dir: Path, gaussians: Gaussians, split: Split) -> None:
+    np.savez_compressed(
+        job_dir / FEATURES_FILE,
+        features=split.features.astype(np.float16),
+        codebook=split.codebook,
+    )
+    write_json(job_dir / OBJECTS_FILE, {"objects": [asdict(entry) for entry in split.objects]})
+    splats = replace(to_splats(gaussians), object_ids=split.object_ids, confidence=split.confidence)
+    write_ply(job_dir / SCENE_FILE, splats)
+
+
+def _write_masks(folder: Path, lifting: Lifting) -> None:
+    """The label maps as used, each view's ids from 1."""
+    for view, labels in zip(lifting.photos.views, lifting.label_maps, strict=True):
+        path = folder / f"{view.name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ids, local = np.unique(labels, return_inverse=True)
+        local = local.reshape(labels.shape) + (ids[0] != 0)
+        Image.fromarray(local.astype(np.uint16)).save(path)
+
+
+def _quality(views: Sequence[View], gaussians: Gaussians, engine: Engine, side: int) -> float:
+    """Mean PSNR in dB over views, at the size of the training photos."""
+    values = []
+    for view in (scaled_view(view, side) for view in views):
+        with torch.no_grad():
+            image = engine.render(**gaussians, camera=to_camera(view)).channels
+        values.append(psnr(image, load_photo(view)))
+    return float(np.mean(values))
+
+
+# ---- rendering
+
+
+def render_views(job_dir: Path, out_dir: Path, split: str, objects: list[int], device: str) -> int:
+    """Render views of a finished job at their photos' size.
+
+    Writes out_dir/rgb/NAME.png and out_dir/ids/NAME.png (uint16, 0 = unassigned or alpha < .5);
+    with `objects` only rgb, as RGBA with these objects alone.
+
+    Args:
+        job_dir: a finished job.
+        out_dir: is made if needed.
+        split: train, test or all.
+        objects: ids of objects.json, empty for the whole scene.
+        device: as `load_engine`.
+
+    Returns:
+        How many views were rendered.
+
+    Raises:
+        JobError: the job has no result, no such views, or no such object.
+    """
+    job_dir, out_dir = Path(job_dir), Path(out_dir)
+    capture = read_cameras(job_dir / CAMERAS_FILE)
+    views = {"train": capture.train_views, "test": capture.test_views, "all": capture.views}[split]
+    if not views:
+        raise JobError(
+            f"The capture of {job_dir} names no {split} views. Use --split train or --split all."
+        )
+    splats = read_ply(job_dir / SCENE_FILE)
+    unknown = sorted(set(objects) - set(splats.object_ids.tolist()))
+    if unknown:
+        raise JobError(f"{job_dir} has no object {unknown[0]}. {OBJECTS_FILE} lists them.")
+    if objects:
+        splats = splats.select(np.isin(splats.object_ids, objects))
+    engine = load_engine(device)
+    gaussians = {name: value.to(engine.device) for name, value in from_splats(splats).items()}
+    for view in views:
+        camera = to_camera(view)
+        with torch.no_grad():
+            render = engine.render(**gaussians, camera=camera)
+        alphas = render.alphas if objects else None
+        save_image(out_dir / "rgb" / f"{view.name}.png", render.channels, alphas)
+        if not objects:
+            weights = engine.blend_weights(*(gaussians[name] for name in GEOMETRY), camera)
+            path = out_dir / "ids" / f"{view.name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            labels = label_map(weights, splats.object_ids)
+            Image.fromarray(labels.astype(np.uint16)).save(path)
+    return len(views)
