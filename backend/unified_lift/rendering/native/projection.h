@@ -345,6 +345,11 @@ static void project_backward(const Camera& c, const Constants& constants, int n,
       quat_gradient(o, vM, v_quat);
       mean_gradient(c, o, v_mean2d, vA, v_mean);
 
+      // No step at all is better than one that ends in NaN, where a Gaussian is beyond float32.
+      Float8 all = v_mean[0] + v_mean[1] + v_mean[2] + v_opacity[0];
+      for (Float8 v : v_quat) all += v;
+      for (Float8 v : v_scales) all += v;
+      visible &= is_finite(all);
       for (Float8& v : v_mean) v = keep(v, visible);
       for (Float8& v : v_quat) v = keep(v, visible);
       for (Float8& v : v_scales) v = keep(v, visible);

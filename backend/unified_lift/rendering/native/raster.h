@@ -271,21 +271,22 @@ static void rasterize_forward(Frame& frame, int num_channels, const float* chann
   frame.transmittances.resize(num_pixels);
   frame.last.resize(num_pixels);
   parallel_for(frame.num_threads, frame.lists.num_tiles, 4, [&](int begin, int end) {
-    Array<Float8> sums(NUM_BLOCKS * num_channels);
+    Array<float> memory((int64_t)NUM_BLOCKS * num_channels * LANES);
+    Float8* sums = (Float8*)memory.data;
     Array<DeferredChannelSums::Pending> pending(NUM_BLOCKS);
-    ChannelSums<RGB> rgb = {ids, channels, sums.data};
-    DeferredChannelSums any = {ids, channels, sums.data, num_channels, pending.data, 0};
+    ChannelSums<RGB> rgb = {ids, channels, sums};
+    DeferredChannelSums any = {ids, channels, sums, num_channels, pending.data, 0};
     for (int t = begin; t < end; t++) {
       Tile tile = get_tile(frame, t);
       TileState state;
-      sums.zero();
+      memory.zero();
       if (num_channels == RGB) {
         blend_tile(frame, grid, tile, frame.masks.data, state, rgb);
       } else {
         any.start(tile);
         blend_tile(frame, grid, tile, frame.masks.data, state, any);
       }
-      store_tile(frame, tile, state, sums.data, num_channels, background, out, alphas);
+      store_tile(frame, tile, state, sums, num_channels, background, out, alphas);
     }
   });
 }

@@ -224,14 +224,16 @@ static void rasterize_backward(const Frame& frame, int num_channels, const float
   const Grid grid;
   Array<float> slots(frame.lists.entry_slot.size * slot_size(num_channels));
   parallel_for(frame.num_threads, frame.lists.num_tiles, 4, [&](int begin, int end) {
-    Array<Float8> v(NUM_BLOCKS * num_channels), sums(NUM_MOMENTS + num_channels + LANES);
-    sums.zero();
+    Array<float> v_memory((int64_t)NUM_BLOCKS * num_channels * LANES);
+    Array<float> sums_memory((NUM_MOMENTS + num_channels + LANES) * LANES);
+    Float8 *v = (Float8*)v_memory.data, *sums = (Float8*)sums_memory.data;
+    sums_memory.zero();
     for (int t = begin; t < end; t++) {
       Tile tile = get_tile(frame, t);
       BackwardState state;
-      start_backward(frame, tile, num_channels, background, v_out, v_alphas, state, v.data);
+      start_backward(frame, tile, num_channels, background, v_out, v_alphas, state, v);
       auto backward = num_channels == RGB ? backward_tile<RGB> : backward_tile<0>;
-      backward(frame, grid, tile, num_channels, channels, v.data, state, sums.data, slots.data);
+      backward(frame, grid, tile, num_channels, channels, v, state, sums, slots.data);
     }
   });
   sum_slots(frame, slots.data, num_channels, moments, v_channels);

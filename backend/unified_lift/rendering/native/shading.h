@@ -145,8 +145,8 @@ static void shade_backward(int n, int num_coeffs, const float* viewmat, const fl
         v_sh0[3 * i + c] = SH0 * v[c];
       }
       if (v[0] == 0.f && v[1] == 0.f && v[2] == 0.f) {
-        memset(v_means + 3 * i, 0, 3 * sizeof(float));
-        memset(v_shN + at, 0, sizeof(float) * 3 * (size_t)num_coeffs);
+        for (int c = 0; c < 3; c++) v_means[3 * i + c] = 0;
+        for (int k = 0; k < 3 * num_coeffs; k++) v_shN[at + k] = 0;
         continue;
       }
       Direction d = view_direction(means + 3 * i, centre);

@@ -19,6 +19,7 @@ constexpr float LOG2E = 1.44269504088896f;
 typedef float Float8 __attribute__((vector_size(32), may_alias));
 // A comparison gives an Int8 mask: -1 where it holds, 0 elsewhere.
 typedef int32_t Int8 __attribute__((vector_size(32), may_alias));
+typedef uint32_t Bits8 __attribute__((vector_size(32), may_alias));
 
 INLINE Float8 splat(float x) { return Float8{x, x, x, x, x, x, x, x}; }
 INLINE Int8 splat_int(int32_t x) { return Int8{x, x, x, x, x, x, x, x}; }
@@ -84,7 +85,7 @@ INLINE bool any(Int8 mask) { return sign_bits(mask) != 0; }
 INLINE bool all_negative(Float8 a) { return sign_bits((Int8)a) == 0xff; }
 INLINE Int8 is_finite(Float8 a) { return a - a == splat(0.f); }
 
-// 2^x for |x| <= 126, relative error 2e-7. x is split into an integer n and f in [-.5, .5]: adding
+// 2^x for |x| <= 126, relative error 2e-7; any number for other x. x is split into an integer n and f in [-.5, .5]: adding
 // 1.5 * 2^23 leaves n in the low bits of the sum; 2^f is a minimax polynomial of degree 5; n goes
 // into the exponent.
 INLINE Float8 exp2(Float8 x) {
@@ -96,7 +97,7 @@ INLINE Float8 exp2(Float8 x) {
   Float8 middle = splat(5.5503324e-2f) * f + splat(2.40226462e-1f);
   Float8 high = splat(1.33952e-3f) * f + splat(9.61817e-3f);
   Float8 p = (high * f2 + middle) * f2 + low;
-  return (Float8)((Int8)p + ((Int8)n << 23));
+  return (Float8)((Bits8)p + ((Bits8)n << 23));
 }
 
 // e^x, held in the range of finite floats; NaN gives a finite value, too.
