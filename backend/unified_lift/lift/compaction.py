@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Compaction: from more labels than objects to objects. Votes, merging, dissolving."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse
+
+from unified_lift.config import LiftConfig
+from unified_lift.lift.incidence import Incidence, count_votes
+from unified_lift.lift.votes import without_void
+
+
+def compact(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
+    """Turn surplus labels into few objects: re-vote, merge, dissolve.
+
+    Args:
+        incidence: N Gaussians.
+        object_ids: (N,) int, -1 = none.
+
+    Returns:
+        (N,) int64 ids from 0 without gaps, -1 = none.
+    """
+    object_ids = _without_gaps(object_ids)
+    object_ids = revote(incidence, object_ids, config.vote_rounds, config)
+    object_ids = merge(incidence, object_ids, config)
+    return _without_gaps(dissolve(incidence, object_ids, config))
+
+
+def masses(
+    incidence: Incidence, object_ids: np.ndarray, num_objects: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mass of each object inside each mask (M, K) and in each view's masks (V, K), float32."""
+    (given,) = np.nonzero(object_ids >= 0)
+    ones = np.ones(len(given), np.float32)
+    shape = (incidence.num_gaussians, num_objects)
+    one_hot = scipy.sparse.csr_matrix((ones, (given, object_ids[given])), shape)
+    in_masks = (incidence.mass @ one_hot).toarray()
+    return in_masks, incidence.sum_views(in_masks)
+
+
+# ---- votes
+
+
+def revote(
+    incidence: Incidence,
+    object_ids: np.ndarray,
+    rounds: int,
+    config: LiftConfig,
+    alive: np.ndarray | None = None,
+) -> np.ndarray:
+    """Let masks name their objects, and Gaussians take the object that most masks name for them.
+
+    Several masks of a view may name one object (the view over-segments it), and a mask may stand
+    for several objects (it under-segments): then it votes for each Gaussian's own object, with
+    less weight.
+
+    Args:
+        incidence: N Gaussians.
+        object_ids: (N,) int from 0, -1 = none.
+        rounds: of naming and voting.
+        config: thresholds.
+        alive: (K,) bool, objects that masks may name; None for all.
+
+    Returns:
+        (N,) int64.
+    """
+    num_objects = int(object_ids.max(initial=0)) + 1 if alive is None else len(alive)
+    mass = incidence.by_gaussian
+    gaussian = np.repeat(np.arange(incidence.num_gaussians), np.diff(mass.indptr))
+    for _ in range(rounds):
+        in_masks, in_views = masses(incidence, object_ids, num_objects)
+        if alive is not None:
+            in_masks[:, ~alive] = 0
+        best = in_masks.argmax(1)
+        share = in_masks / np.maximum(in_views[incidence.mask_views], 1e-6)
+        named = (share >= config.name_share) & (in_masks >= config.name_pixels)
+        named[np.arange(len(best)), best] = True
+        mask_weight = np.where(named.sum(1) > 1, config.ambiguous_weight, 1.0)
+        mask_weight[in_masks.max(1, initial=0) <= 0] = 0
+        own = object_ids[gaussian]
+        own_named = (own >= 0) & named[mass.indices, np.maximum(own, 0)]
+        votes = np.where(own_named, own, best[mass.indices])
+        weights = mass.data * mask_weight[mass.indices]
+        winners, won = count_votes(incidence, votes, weights, num_objects)
+        object_ids = without_void(incidence, winners, won, config)
+    return object_ids
+
+
+# ---- merging
+
+
+def merge(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
+    """Join objects whose Gaussians lie in the same masks wherever both are seen, best pairs first.
+
+    Returns:
+        (N,) int64 ids from 0, -1 = none.
+    """
+    if not (object_ids >= 0).any():
+        return object_ids
+    in_masks, _ = masses(incidence, object_ids, int(object_ids.max()) + 1)
+    merged = merge_profiles(incidence, in_masks.T, config)
+    return np.where(object_ids >= 0, merged[np.maximum(object_ids, 0)], -1)
+
+
+def merge_profiles(incidence: Incidence, in_masks: np.ndarray, config: LiftConfig) -> np.ndarray:
+    """Agglomerate objects by `agreement` of their mass in masks.
+
+    Args:
+        incidence: M masks.
+        in_masks: (K, M) mass of each object in each mask.
+
+    Returns:
+        (K,) int64: the new object of each object, from 0 without gaps.
+    """
+    in_masks = in_masks.copy()
+    owner = np.arange(len(in_masks))
+    shares, weights = _profiles(incidence, in_masks)
+    agree = _agreement(shares, weights, shares, weights, config)
+    np.fill_diagonal(agree, -1)
+    while agree.max() >= config.merge_agreement:
+        keep, gone = np.unravel_index(agree.argmax(), agree.shape)
+        owner[owner == gone] = keep
+        in_masks[keep] += in_masks[gone]
+        shares[keep], weights[keep] = _profiles(incidence, in_masks[keep, None])
+        shares[gone] = weights[gone] = 0
+        row = _agreement(shares[keep, None], weights[keep, None], shares, weights, config)[0]
+        row[keep] = -1
+        agree[keep] = agree[:, keep] = row
+        agree[gone] = agree[:, gone] = -1
+    return np.unique(owner, return_inverse=True)[1]
+
+
+def _profiles(incidence: Incidence, in_masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted share of each mask in its view's mass (K, M), and the views' weights (K, V)."""
+    in_views = incidence.sum_views(in_masks.T).T
+    weights = view_weights(in_views)
+    views = incidence.mask_views
+    return in_masks / np.maximum(in_views[:, views], 1e-9) * weights[:, views], weights
+
+
+def view_weights(in_views: np.ndarray) -> np.ndarray:
+    """How well views see objects (K, V): 1 from half of the best view's mass on, less below."""
+    return np.minimum(1, in_views / np.maximum(0.5 * in_views.max(1, keepdims=True), 1e-9))
+
+
+def _agreement(
+    shares: np.ndarray,
+    weights: np.ndarray,
+    other_shares: np.ndarray,
+    other_weights: np.ndarray,
+    config: LiftConfig,
+) -> np.ndarray:
+    """Chance that pixels of two objects lie in one mask, averaged over views that see both.
+
+    -1 for pairs that too few views see.
+    """
+    seen = weights @ other_weights.T
+    agree = (shares @ other_shares.T) / np.maximum(seen, 1e-9)
+    return np.where(seen > config.merge_min_views, agree, -1)
+
+
+# ---- dissolving
+
+
+def support(
+    incidence: Incidence, object_ids: np.ndarray, num_objects: int, config: LiftConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Share of views (K,), weighted by `view_weights`, in which one mask shows the object as it is.
+
+    Returns:
+        That share, 0..1, and the number of such views (K,) int.
+    """
+    in_masks, in_views = masses(incidence, object_ids, num_objects)
+    area = in_masks.sum(1, keepdims=True)
+    iou = in_masks / np.maximum(area + in_views[incidence.mask_views] - in_masks, 1e-6)
+    best = np.zeros_like(in_views)
+    np.maximum.at(best, incidence.mask_views, iou)
+    shown = best > config.support_iou
+    weights = view_weights(in_views.T).T
+    share = (weights * shown).sum(0) / np.maximum(weights.sum(0), 1e-6)
+    return share, shown.sum(0)
+
+
+def dissolve(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
+    """Remove objects that hardly any mask supports; their Gaussians are re-voted among the rest.
+
+    The threshold rises in steps, so that the weakest go first and the others can grow.
+
+    Returns:
+        (N,) int64, ids as before, with gaps; -1 = none.
+    """
+    num_objects = int(object_ids.max(initial=0)) + 1
+    steps = round(config.dissolve_support / config.dissolve_step)
+    for step in range(1, steps + 1):
+        share, views = support(incidence, object_ids, num_objects, config)
+        alive = (share >= step * config.dissolve_step) & (views >= config.min_track_views)
+        kept = (object_ids >= 0) & alive[np.maximum(object_ids, 0)]
+        object_ids = np.where(kept, object_ids, -1)
+        object_ids = revote(incidence, object_ids, config.dissolve_rounds, config, alive)
+    return object_ids
+
+
+def _without_gaps(object_ids: np.ndarray) -> np.ndarray:
+    used = np.unique(object_ids[object_ids >= 0])
+    return np.where(object_ids >= 0, np.searchsorted(used, object_ids), -1)

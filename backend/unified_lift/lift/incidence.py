@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which Gaussians lie in which masks, and counting votes over them: what all lifting rests on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import scipy.sparse
+
+from unified_lift.rendering.weights import BlendWeights
+
+MAX_CELLS = 20_000_000  # Gaussians times labels counted at once: bounds the memory
+
+
+@dataclass(frozen=True)
+class Incidence:
+    """Blend weights summed over masks; M masks of V views, N Gaussians.
+
+    Attributes:
+        mass: (M, N) csr float32, weight of a Gaussian over the pixels of a mask, in pixels.
+        void: (V, N) float32, the same over the unlabelled pixels of each view that has masks.
+        mask_views: (M,) int64, the view of each mask, not descending.
+        mask_areas: (M,) int64 pixels.
+    """
+
+    mass: scipy.sparse.csr_matrix
+    void: np.ndarray
+    mask_views: np.ndarray
+    mask_areas: np.ndarray
+
+    @property
+    def num_masks(self) -> int:
+        """M."""
+        return self.mass.shape[0]
+
+    @property
+    def num_gaussians(self) -> int:
+        """N."""
+        return self.mass.shape[1]
+
+    @property
+    def num_views(self) -> int:
+        """V, views without masks included."""
+        return len(self.void)
+
+    @cached_property
+    def by_gaussian(self) -> scipy.sparse.csc_matrix:
+        """`mass` with the entries of each Gaussian together."""
+        return self.mass.tocsc()
+
+    def sum_views(self, values: np.ndarray) -> np.ndarray:
+        """Sum rows of masks to rows of views: (M, D) to (V, D)."""
+        total = np.zeros((self.num_views, values.shape[1]), values.dtype)
+        np.add.at(total, self.mask_views, values)
+        return total
+
+
+def mask_incidence(weights: list[BlendWeights], label_maps: list[np.ndarray | None]) -> Incidence:
+    """Sum blend weights over masks.
+
+    Args:
+        weights: one for each training view.
+        label_maps: (H, W) int each, 0 = unlabelled, ids local to the view; None, or a map without
+            any label, for a view without masks.
+    """
+    rows, voids, views, areas = [], [], [], []
+    for view, (blend, labels) in enumerate(zip(weights, label_maps, strict=True)):
+        if labels is None or not labels.any():
+            voids.append(np.zeros(blend.num_gaussians, np.float32))
+            continue
+        ids, local, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        mass = blend.mask_mass(local.ravel(), len(ids))
+        labelled = ids != 0
+        rows.append(mass[np.nonzero(labelled)[0]])
+        voids.append(np.asarray(mass[np.nonzero(~labelled)[0]].sum(0), np.float32).ravel())
+        views.append(np.full(labelled.sum(), view))
+        areas.append(counts[labelled])
+    empty = scipy.sparse.csr_matrix((0, weights[0].num_gaussians), dtype=np.float32)
+    return Incidence(
+        mass=scipy.sparse.vstack(rows or [empty], format="csr"),
+        void=np.stack(voids),
+        mask_views=np.concatenate([np.empty(0, np.int64), *views]),
+        mask_areas=np.concatenate([np.empty(0, np.int64), *areas]),
+    )
+
+
+def count_votes(
+    incidence: Incidence, votes: np.ndarray, weights: np.ndarray, num_labels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Let each entry of the incidence vote for a label of its Gaussian.
+
+    Args:
+        incidence: N Gaussians, E entries.
+        votes: (E,) int label below `num_labels`, in the order of `incidence.by_gaussian`.
+        weights: (E,) float >= 0.
+        num_labels: K >= 1.
+
+    Returns:
+        winners (N,) int64, the label with the largest sum, -1 without votes; and that sum (N,).
+    """
+    starts = incidence.by_gaussian.indptr
+    winners = np.full(incidence.num_gaussians, -1)
+    masses = np.zeros(incidence.num_gaussians)
+    step = max(1, MAX_CELLS // num_labels)
+    for first in range(0, incidence.num_gaussians, step):
+        last = min(first + step, incidence.num_gaussians)
+        entries = slice(starts[first], starts[last])
+        gaussian = np.repeat(np.arange(last - first), np.diff(starts[first : last + 1]))
+        cells = gaussian * num_labels + votes[entries]
+        sums = np.bincount(cells, weights[entries], (last - first) * num_labels)
+        sums = sums.reshape(-1, num_labels)
+        winners[first:last] = sums.argmax(1)
+        masses[first:last] = sums.max(1)
+    winners[masses <= 0] = -1
+    return winners, masses

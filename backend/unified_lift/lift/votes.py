@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The training-free split: a graph of masks that show the same Gaussians, cut into tracks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+
+from unified_lift.config import LiftConfig
+from unified_lift.lift.incidence import Incidence, count_votes
+
+
+class MaskGraph(NamedTuple):
+    """How masks of different views cover one another.
+
+    Attributes:
+        contained: (M, M) float32; row a, column b: share of mask a's Gaussians that mask b shows,
+            among those that have a label in the view of b.
+        shared: (M, V) float32: share of mask a's Gaussians that have a label in view v.
+    """
+
+    contained: np.ndarray
+    shared: np.ndarray
+
+
+def split_by_votes(incidence: Incidence, config: LiftConfig) -> np.ndarray:
+    """Split Gaussians into the tracks of the mask graph: no random numbers, no training.
+
+    Returns:
+        (N,) int64 track of each Gaussian from 0; -1 where no track's mask shows it.
+    """
+    tracks = link_masks(mask_graph(incidence, config), incidence.mask_views, config)
+    tracks = _drop_weak(tracks, incidence, config)
+    mass = incidence.by_gaussian
+    votes = tracks[mass.indices]
+    num_tracks = max(1, int(tracks.max(initial=-1)) + 1)
+    weights = np.where(votes >= 0, mass.data, 0)
+    object_ids, masses = count_votes(incidence, np.maximum(votes, 0), weights, num_tracks)
+    return without_void(incidence, object_ids, masses, config)
+
+
+def without_void(
+    incidence: Incidence, object_ids: np.ndarray, masses: np.ndarray, config: LiftConfig
+) -> np.ndarray:
+    """Take the id (set -1) from Gaussians that unlabelled pixels show far more than their mass."""
+    void = incidence.void.sum(0) > config.void_ratio * masses
+    return np.where(void, -1, object_ids)
+
+
+def mask_graph(incidence: Incidence, config: LiftConfig) -> MaskGraph:
+    """Compare all masks by the Gaussians that they own, with regard to what each view sees."""
+    mass, views = incidence.mass, incidence.mask_views
+    onto_view = scipy.sparse.csr_matrix(
+        (np.ones(len(views), np.float32), (views, np.arange(len(views)))),
+        (incidence.num_views, len(views)),
+    )
+    labelled = (onto_view @ mass).toarray()
+    visible = labelled + incidence.void
+    row = np.repeat(np.arange(len(views)), np.diff(mass.indptr))
+    in_view = visible[views[row], mass.indices]
+    owned = (mass.data >= config.own_share * in_view) & (in_view >= config.min_visible)
+    cells = (row[owned], mass.indices[owned])
+    weight = scipy.sparse.csr_matrix((np.minimum(mass.data[owned], 1), cells), mass.shape)
+    owns = scipy.sparse.csr_matrix((np.ones(owned.sum(), np.float32), cells), mass.shape)
+    seen = scipy.sparse.csr_matrix((labelled >= config.min_visible).astype(np.float32))
+    in_common = (weight @ seen.T).toarray()
+    contained = (weight @ owns.T).toarray() / np.maximum(in_common[:, views], 1e-6)
+    total = np.asarray(weight.sum(1))
+    return MaskGraph(contained, in_common / np.maximum(total, 1e-6))
+
+
+def link_masks(graph: MaskGraph, mask_views: np.ndarray, config: LiftConfig) -> np.ndarray:
+    """Join masks that contain each other, best pairs first.
+
+    Two masks of one view keep their clusters apart, unless one mask covers both of them in a fair
+    share of the views that see both: then the view split one object.
+
+    Returns:
+        (M,) int64 cluster of each mask, from 0 without gaps.
+    """
+    joined = _often_joined(graph, mask_views, config)
+    cluster = list(range(len(mask_views)))
+    members = [{int(view): [mask]} for mask, view in enumerate(mask_views)]
+    for a, b in _edges(graph, mask_views, config).tolist():
+        keep, gone = cluster[a], cluster[b]
+        if keep == gone or _conflict(members[keep], members[gone], joined):
+            continue
+        if len(members[keep]) < len(members[gone]):
+            keep, gone = gone, keep
+        for view, masks in members[gone].items():
+            members[keep].setdefault(view, []).extend(masks)
+            for mask in masks:
+                cluster[mask] = keep
+        members[gone] = {}
+    return np.unique(cluster, return_inverse=True)[1]
+
+
+def _edges(graph: MaskGraph, mask_views: np.ndarray, config: LiftConfig) -> np.ndarray:
+    """Pairs of masks that contain each other, (E, 2), strongest first."""
+    mutual = np.minimum(graph.contained, graph.contained.T)
+    overlap = graph.shared[:, mask_views] > config.min_shared
+    mutual[~(overlap & overlap.T)] = 0
+    mutual[mask_views[:, None] == mask_views] = 0
+    a, b = np.nonzero(np.triu(mutual, 1) >= config.edge_containment)
+    order = np.argsort(-mutual[a, b], kind="stable")
+    return np.stack([a, b], 1)[order]
+
+
+def _often_joined(graph: MaskGraph, mask_views: np.ndarray, config: LiftConfig) -> np.ndarray:
+    """Pairs of masks that one mask covers in enough of the views that see both, (M, M) bool."""
+    seen = graph.shared > config.min_shared
+    covered = (graph.contained >= config.cover_containment) & seen[:, mask_views]
+    covered = scipy.sparse.csr_matrix(covered.astype(np.float32))
+    seen = seen.astype(np.float32)
+    return (covered @ covered.T).toarray() >= config.joined_share * np.maximum(seen @ seen.T, 1)
+
+
+def _conflict(some: dict[int, list[int]], others: dict[int, list[int]], joined: np.ndarray) -> bool:
+    return any(
+        not joined[np.ix_(some[view], masks)].all()
+        for view, masks in others.items()
+        if view in some
+    )
+
+
+def _drop_weak(tracks: np.ndarray, incidence: Incidence, config: LiftConfig) -> np.ndarray:
+    """Number the tracks of enough views and mass from 0, and set the masks of others to -1."""
+    mass = np.bincount(tracks, np.asarray(incidence.mass.sum(1)).ravel())
+    pairs = np.unique(np.stack([tracks, incidence.mask_views]), axis=1)
+    strong = np.bincount(pairs[0]) >= config.min_track_views
+    strong &= mass >= config.min_track_mass * mass.sum()
+    return np.where(strong, np.cumsum(strong) - 1, -1)[tracks]
