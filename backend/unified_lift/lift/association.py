@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The codebook: its start, which masks get which codes, and how it follows the features."""
+
+from __future__ import annotations
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def repelled_codes(
+    num_codes: int, dim: int, generator: torch.Generator, steps: int, rate: float, strength: float
+) -> Tensor:
+    """Unit vectors (K, D) that keep apart: minimise sum exp(strength * cosine) over all pairs."""
+    codes = torch.randn(num_codes, dim, generator=generator).requires_grad_()
+    optimizer = torch.optim.Adam([codes], lr=rate)
+    others = ~torch.eye(num_codes, dtype=torch.bool)
+    for _ in range(steps):
+        unit = normalize(codes, dim=1)
+        energy = (torch.exp(strength * unit @ unit.T) * others).sum()
+        optimizer.zero_grad()
+        energy.backward()
+        optimizer.step()
+    return normalize(codes.detach(), dim=1)
+
+
+@torch.no_grad()
+def mask_scores(
+    x: Tensor, codebook: Tensor, masks: Tensor, weights: Tensor, num_masks: int, scale: float
+) -> Tensor:
+    """How much each mask looks like each code (the paper's area-aware mapping).
+
+    Softmax similarities are summed, not averaged, over the pixels of a mask: large masks choose
+    first, small and doubtful ones take what is left.
+
+    Args:
+        x: (S, D) unit length.
+        codebook: (K, D) unit length.
+        masks: (S,) int64.
+        weights: (S,) reliability.
+        num_masks: M.
+        scale: of the cosine logits.
+
+    Returns:
+        (M, K).
+    """
+    similarity = (scale * x @ codebook.T).softmax(1) * weights[:, None]
+    return similarity.new_zeros(num_masks, len(codebook)).index_add(0, masks, similarity)
+
+
+def associate(scores: Tensor) -> Tensor:
+    """Match the masks of a view to codes, one to one, with the largest total (Hungarian).
+
+    Args:
+        scores: (M, K).
+
+    Returns:
+        (M,) int64; masks beyond K take their best code.
+    """
+    codes = scores.argmax(1)
+    rows, columns = linear_sum_assignment(scores.numpy(), maximize=True)
+    codes[torch.from_numpy(rows)] = torch.from_numpy(columns)
+    return codes
+
+
+def join_fragments(codes: Tensor, scores: Tensor, means: Tensor, min_cosine: float) -> Tensor:
+    """Give a mask the code that it likes best, although another has it, if both look alike.
+
+    One to one association forces the parts of an object that a view splits onto different codes.
+
+    Args:
+        codes: (M,) int64 from `associate`.
+        scores: (M, K).
+        means: (M, D) mean features of the masks, unit length.
+        min_cosine: of the means of two masks that look alike.
+
+    Returns:
+        (M,) int64.
+    """
+    wanted = scores.argmax(1)
+    alike = means @ means.T > min_cosine
+    has_wanted = codes[None, :] == wanted[:, None]
+    return torch.where((alike & has_wanted).any(1), wanted, codes)
+
+
+def follow(sums: Tensor, x: Tensor, codes: Tensor, weights: Tensor, rate: float) -> Tensor:
+    """Move the codes towards the features that chose them (the paper's concentration loss).
+
+    The minimiser of the squared concentration loss is the mean; here a running one.
+
+    Args:
+        sums: (K, D) running sums; the codebook is these at unit length.
+        x: (S, D) unit length, without gradient.
+        codes: (S,) int64.
+        weights: (S,) reliability.
+        rate: share of the old that one step replaces.
+
+    Returns:
+        (K, D) the new running sums.
+    """
+    return ((1 - rate) * sums).index_add(0, codes, rate * weights[:, None] * x)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Unified-Lift's features and codebook, learned on frozen Gaussians from cached blend weights."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from unified_lift.config import FeatureConfig
+from unified_lift.lift.association import (
+    associate,
+    follow,
+    join_fragments,
+    mask_scores,
+    repelled_codes,
+)
+from unified_lift.lift.losses import (
+    codebook_loss,
+    contrastive_loss,
+    purity_loss,
+    reliability,
+    sum_masks,
+)
+from unified_lift.protocol import Report
+from unified_lift.rendering.weights import BlendWeights
+
+
+def train_features(
+    weights: list[BlendWeights],
+    label_maps: list[np.ndarray | None],
+    num_gaussians: int,
+    num_codes: int,
+    config: FeatureConfig,
+    seed: int,
+    report: Report,
+) -> tuple[Tensor, Tensor]:
+    """Learn a feature for each Gaussian and a code for each object from masks without common ids.
+
+    Geometry gets no gradient in the published joint training either, so this is the same job.
+
+    Args:
+        weights: one for each training view.
+        label_maps: (H, W) int each, 0 = unlabelled, ids local to the view; None = no masks.
+        num_gaussians: N.
+        num_codes: K.
+        config: settings.
+        seed: makes the run repeatable.
+        report: told of each step.
+
+    Returns:
+        features (N, D) and codebook (K, D), float32, unit length.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state = _start(num_gaussians, num_codes, config, generator)
+    views = [i for i, labels in enumerate(label_maps) if labels is not None and labels.any()]
+    order: list[int] = []
+    for step in range(config.steps):
+        order = order or torch.randperm(len(views), generator=generator).tolist()
+        view = views[order.pop()]
+        pixels, masks, num_masks = _sample(label_maps[view], config.pixels, generator)
+        state = _train_step(state, weights[view], pixels, masks, num_masks, step, config)
+        report.progress(step + 1, config.steps)
+    return state.features.detach(), normalize(state.code_sums, dim=1)
+
+
+def nearest_codes(features: Tensor, codebook: Tensor) -> np.ndarray:
+    """The code of each Gaussian: argmax of the cosine similarity, (N,) int64."""
+    return (features @ codebook.T).argmax(1).numpy()
+
+
+class _State(NamedTuple):
+    features: Tensor
+    code_sums: Tensor
+    optimizer: torch.optim.Adam
+
+
+def _start(
+    num_gaussians: int, num_codes: int, config: FeatureConfig, generator: torch.Generator
+) -> _State:
+    codes = repelled_codes(
+        num_codes,
+        config.dim,
+        generator,
+        config.repel_steps,
+        config.repel_rate,
+        config.repel_strength,
+    )
+    features = normalize(torch.randn(num_gaussians, config.dim, generator=generator), dim=1)
+    features.requires_grad_()
+    return _State(features, codes, torch.optim.Adam([features], lr=config.rate, fused=True))
+
+
+def _sample(
+    labels: np.ndarray, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, int]:
+    """Draw pixels; those without a label are dropped.
+
+    Returns:
+        (S,) int64 row-major indices in ascending order, (S,) int64 mask of each from 0, and M.
+    """
+    pixels = torch.randint(labels.size, (count,), generator=generator).sort()[0]
+    drawn = torch.from_numpy(labels.reshape(-1)[pixels.numpy()].astype(np.int64))
+    pixels, drawn = pixels[drawn > 0], drawn[drawn > 0]
+    ids, masks = torch.unique(drawn, return_inverse=True)
+    return pixels, masks, len(ids)
+
+
+def _train_step(
+    state: _State,
+    weights: BlendWeights,
+    pixels: Tensor,
+    masks: Tensor,
+    num_masks: int,
+    step: int,
+    config: FeatureConfig,
+) -> _State:
+    """One view: features by contrast and codebook, the codebook by following the features."""
+    blended = weights.blend(state.features, pixels)
+    lengths = blended.norm(dim=1)
+    x = blended / lengths.clamp_min(1e-4)[:, None]
+    codebook = normalize(state.code_sums, dim=1)
+    still = x.detach()
+    trust = reliability(
+        still, masks, num_masks, config.trust_temperature, config.trust_low, config.trust_high
+    )
+    scores = mask_scores(still, codebook, masks, trust, num_masks, config.logit_scale)
+    means = normalize(sum_masks(still, masks, num_masks), dim=1)
+    codes = join_fragments(associate(scores), scores, means, config.fragment_cosine)[masks]
+    sums = follow(state.code_sums, still, codes, trust, config.follow_rate)
+    contrast = contrastive_loss(x, masks, num_masks, config.temperature, config.min_pixels)
+    agreement = codebook_loss(x, normalize(sums, dim=1), codes, trust, config.logit_scale)
+    loss = (
+        contrast
+        + config.codebook_weight * _ramp(step, config) * agreement
+        + config.purity_weight * purity_loss(lengths)
+    )
+    state.optimizer.param_groups[0]["lr"] = _rate(step, config)
+    state.optimizer.zero_grad()
+    loss.backward()
+    state.optimizer.step()
+    with torch.no_grad():
+        state.features.copy_(normalize(state.features, dim=1))
+    return state._replace(code_sums=sums)
+
+
+def _ramp(step: int, config: FeatureConfig) -> float:
+    """Weight of the codebook's pull on the features: 0 until it has found its place, then 1."""
+    share = step / config.steps
+    return min(1.0, max(0.0, (share - config.pull_from) / (config.pull_full - config.pull_from)))
+
+
+def _rate(step: int, config: FeatureConfig) -> float:
+    """Cosine decay of the learning rate."""
+    wave = (1 + math.cos(math.pi * step / config.steps)) / 2
+    return config.final_rate + (config.rate - config.final_rate) * wave
