@@ -64,7 +64,7 @@ class UNIFIEDLIFT_RE_splats(RenderEngine):
         gpu.state.active_framebuffer_get().clear(color=background)
         target = viewport.draw_frame(context, depsgraph)
         if target is not None:
-            viewport.composite(context, target, viewport.VIEWPORT_GAMMA, "NONE")
+            viewport.composite(context, target, viewport.SRGB_CURVE, "NONE")
 
     def _write(self, depsgraph: Depsgraph, colors: np.ndarray, depth: np.ndarray) -> None:
         height, width = depth.shape

@@ -25,6 +25,7 @@ from .viewpoint import make_viewpoint
 log = logging.getLogger(__name__)
 
 VIEWPORT_GAMMA = 2.2  # viewports encode what handlers draw with x ^ (1 / 2.2) (5.2, measured)
+SRGB_CURVE = 0.0  # instead of a gamma: what engines draw is scene-linear
 OUTLINE_OPACITY = 0.9
 
 
@@ -115,10 +116,15 @@ def selection_marks(
     return [(mark, mark * (i.owner == active)) for i, mark in zip(instances, selected)]
 
 
-def composite(
-    context: Context, target: drawing.Target, gamma: float, depth_test: str = "LESS_EQUAL"
-) -> None:
-    """Put drawn splats into the current region."""
+def composite(context: Context, target: drawing.Target, gamma: float, depth_test: str) -> None:
+    """Put drawn splats into the current region.
+
+    Args:
+        context: of the region.
+        target: what `draw_frame` gave.
+        gamma: that the region will be encoded with, or `SRGB_CURVE`.
+        depth_test: "LESS_EQUAL" behind and before what is there, "NONE" over it.
+    """
     theme = context.preferences.themes[0].view_3d
     window = np.array(context.region_data.window_matrix)
     shader = _composite_shader()
@@ -163,7 +169,7 @@ def _draw_view() -> None:
         _log_once(str(error))
         return
     if target is not None:
-        composite(context, target, VIEWPORT_GAMMA)
+        composite(context, target, VIEWPORT_GAMMA, "LESS_EQUAL")
 
 
 def _is_drawn_by_engine(context: Context) -> bool:

@@ -1,6 +1,15 @@
 // Puts the blended splats into the region: display colour to the region's colour space, expected
 // depth to the depth buffer's scale, and an outline inside the edge of what is selected.
 
+vec3 decode(vec3 display)
+{
+  if (gamma > 0.0) {
+    return pow(display, vec3(gamma));
+  }
+  vec3 curve = pow((display + 0.055) / 1.055, vec3(2.4));
+  return mix(curve, display / 12.92, lessThanEqual(display, vec3(0.04045)));
+}
+
 bool is_marked(ivec2 pixel, int channel)
 {
   ivec2 last = textureSize(marks, 0) - 1;
@@ -36,7 +45,7 @@ void main()
       display = mix(display, vec4(selected_color.rgb, 1.0), selected_color.a);
     }
   }
-  fragment = vec4(pow(max(display.rgb, 0.0), vec3(gamma)) * display.a, display.a);
+  fragment = vec4(decode(max(display.rgb, 0.0)) * display.a, display.a);
   float z = -mark.r / mark.a;
   gl_FragDepth = 0.5 + 0.5 * (depth_row.x * z + depth_row.y) / (depth_row.z * z + depth_row.w);
 }
