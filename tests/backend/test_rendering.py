@@ -4,15 +4,23 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import unified_lift
 from unified_lift.config import RenderConfig
 from unified_lift.protocol import JobError
 from unified_lift.rendering import Camera, load_engine
 from unified_lift.rendering.cpu import CpuEngine
+from unified_lift.rendering.native.compile import is_current
+from unified_lift.rendering.native.targets import host_targets, library_path
 from unified_lift.rendering.reference import ReferenceEngine, photometric_loss, spherical_harmonics
 from unified_lift.rendering.weights import BlendWeights
 
@@ -350,3 +358,29 @@ def test_cuda_without_a_device_is_a_clear_error_and_auto_goes_on():
     with pytest.raises(JobError, match="Choose the device 'cpu'"):
         load_engine("cuda")
     assert load_engine("auto").name == "cpu"
+
+
+def test_the_native_core_is_built_from_these_sources():
+    built = [name for name in host_targets() if library_path(name).exists()]
+    assert built, "python -m unified_lift.rendering.native.compile"
+    assert is_current(built[0])
+
+
+def test_without_a_native_core_auto_is_the_reference_and_says_why(tmp_path):
+    package = Path(unified_lift.__file__).parent
+    shutil.copytree(package, tmp_path / "unified_lift", ignore=shutil.ignore_patterns("lib"))
+    program = (
+        "import unified_lift.rendering as r, logging; logging.basicConfig()\n"
+        "print(r.__file__, r.load_engine('auto').name, r.load_engine('auto').name)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.startswith(str(tmp_path))
+    assert result.stdout.endswith("reference reference\n")
+    assert result.stderr.count("No native core for this machine") == 1

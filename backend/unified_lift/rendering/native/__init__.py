@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from numbers import Integral
 from typing import Any
 
 from unified_lift.protocol import JobError
@@ -63,8 +64,8 @@ def load_core(num_threads: int | None = None) -> Core:
 
 
 def _to_c(value: Any) -> Any:
-    if isinstance(value, int):
-        return ctypes.c_int(value)
+    if isinstance(value, Integral):
+        return ctypes.c_int(int(value))
     if isinstance(value, float):
         return ctypes.c_float(value)
     if hasattr(value, "data_ptr"):

@@ -34,9 +34,16 @@ FLAGS = (
 log = logging.getLogger(__name__)
 
 
-def source_hash() -> str:
-    """Hash of all sources and flags; the library carries it."""
-    digest = hashlib.sha256(" ".join(FLAGS).encode())
+def compiler_options(name: str) -> list[str]:
+    """What the compiler is told about a target, besides the source and the output."""
+    target = TARGETS[name]
+    position = [] if target.system == "win32" else ["-fPIC"]
+    return ["-target", target.triple, f"-mcpu={target.cpu}", *FLAGS, *position]
+
+
+def source_hash(name: str) -> str:
+    """Hash of the sources and options of a target; its library carries it."""
+    digest = hashlib.sha256(" ".join(compiler_options(name)).encode())
     for path in sorted([*NATIVE_DIR.glob("*.h"), *NATIVE_DIR.glob("*.cpp")]):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:32]
@@ -45,7 +52,7 @@ def source_hash() -> str:
 def is_current(name: str) -> bool:
     """Whether the library of a target was built from the present sources."""
     path = library_path(name)
-    return path.exists() and source_hash().encode() in path.read_bytes()
+    return path.exists() and source_hash(name).encode() in path.read_bytes()
 
 
 def compile_target(name: str) -> Path:
@@ -59,16 +66,14 @@ def compile_target(name: str) -> Path:
             f"The native core cannot be compiled: {sys.executable} has no package 'ziglang'. "
             "Install it with 'pip install ziglang'."
         )
-    target, path = TARGETS[name], library_path(name)
+    path = library_path(name)
     LIBRARY_DIR.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=LIBRARY_DIR) as build_dir:
         built = Path(build_dir) / path.name
-        command = [sys.executable, "-m", "ziglang", "c++", "-target", target.triple]
-        command += [f"-mcpu={target.cpu}", *FLAGS, f"-DUL_SOURCE_HASH={source_hash()}"]
-        if target.system != "win32":
-            command.append("-fPIC")
+        command = [sys.executable, "-m", "ziglang", "c++", *compiler_options(name)]
+        command += [f"-DUL_SOURCE_HASH={source_hash(name)}", str(MAIN_SOURCE), "-o", str(built)]
         try:
-            subprocess.run([*command, str(MAIN_SOURCE), "-o", str(built)], check=True)
+            subprocess.run(command, check=True)
         except subprocess.CalledProcessError as error:
             raise JobError(f"Compiling the native core for {name} failed; see above.") from error
         os.replace(built, path)  # a running process keeps the library it has loaded
@@ -94,8 +99,11 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     names = list(TARGETS) if "all" in arguments.targets else arguments.targets
+    names = names or host_targets()[:1]
+    if not names:
+        log.warning("no target fits this machine; it will render with the reference engine")
     try:
-        for path in compile_targets(names or host_targets()[:1], arguments.force):
+        for path in compile_targets(names, arguments.force):
             log.info("%s", path)
     except JobError as error:
         log.error("%s", error)

@@ -252,8 +252,8 @@ INLINE void conic_times_T(const Projection& o, float eps2d, Float8* U) {
   }
 }
 
-// Gradients of the log scales and of B, from d loss / d conic = - (g dx^2, g dx dy; g dx dy, g dy^2)
-// / 2 = -V: d loss / d T = 2 conic V conic T.
+// Gradients of the log scales and of B, from d loss / d conic = -V with
+// V = (g dx^2, g dx dy; g dx dy, g dy^2) / 2: d loss / d T = 2 conic V conic T.
 INLINE void shape_gradient(const Projection& o, float eps2d, const Float8* moments,
                            Float8* v_scales, Float8* vB) {
   Float8 U[6];

@@ -172,7 +172,7 @@ struct ChannelSums {
   const float* channels;
   Float8* sums;
 
-  void add(int entry, int block, Float8 weight) {
+  ALWAYS_INLINE void add(int entry, int block, Float8 weight) {
     const float* c = channels + (int64_t)ids[entry] * D;
     for (int k = 0; k < D; k++) sums[block * D + k] += weight * splat(c[k]);
   }
@@ -198,7 +198,7 @@ struct DeferredChannelSums {
     chunk_begin = tile.begin;
     for (int block = 0; block < NUM_BLOCKS; block++) pending[block].count = 0;
   }
-  void add(int entry, int block, Float8 weight) {
+  ALWAYS_INLINE void add(int entry, int block, Float8 weight) {
     Pending& p = pending[block];
     p.entries[p.count] = (uint8_t)(entry - chunk_begin);
     p.weights[p.count++] = weight;

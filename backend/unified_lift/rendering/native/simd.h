@@ -8,7 +8,8 @@
 #include <immintrin.h>
 #endif
 
-#define INLINE static inline __attribute__((always_inline))
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#define INLINE static ALWAYS_INLINE
 
 namespace ul {
 
@@ -85,9 +86,9 @@ INLINE bool any(Int8 mask) { return sign_bits(mask) != 0; }
 INLINE bool all_negative(Float8 a) { return sign_bits((Int8)a) == 0xff; }
 INLINE Int8 is_finite(Float8 a) { return a - a == splat(0.f); }
 
-// 2^x for |x| <= 126, relative error 2e-7; any number for other x. x is split into an integer n and f in [-.5, .5]: adding
-// 1.5 * 2^23 leaves n in the low bits of the sum; 2^f is a minimax polynomial of degree 5; n goes
-// into the exponent.
+// 2^x for |x| <= 126 with a relative error of 2e-7; any number for other x. x is split into an
+// integer n and f in [-.5, .5]: adding 1.5 * 2^23 leaves n in the low bits of the sum; 2^f is a
+// minimax polynomial of degree 5; n goes into the exponent.
 INLINE Float8 exp2(Float8 x) {
   const Float8 shift = splat(12582912.f);
   Float8 n = x + shift;

@@ -36,9 +36,11 @@ TARGETS: dict[str, Target] = {
     "windows-x86_64-v2": Target(
         "win32", "x86_64", False, "x86_64-windows-gnu", "x86_64_v2", ".dll"
     ),
-    "macos-arm64": Target("darwin", "aarch64", False, "aarch64-macos", "apple_m1", ".dylib"),
-    "macos-x86_64-v3": Target("darwin", "x86_64", True, "x86_64-macos", "x86_64_v3", ".dylib"),
-    "macos-x86_64-v2": Target("darwin", "x86_64", False, "x86_64-macos", "x86_64_v2", ".dylib"),
+    "macos-arm64": Target("darwin", "aarch64", False, "aarch64-macos.11.0", "apple_m1", ".dylib"),
+    "macos-x86_64-v3": Target("darwin", "x86_64", True, "x86_64-macos.11.0", "x86_64_v3", ".dylib"),
+    "macos-x86_64-v2": Target(
+        "darwin", "x86_64", False, "x86_64-macos.11.0", "x86_64_v2", ".dylib"
+    ),
 }
 
 

@@ -24,7 +24,7 @@ static void for_each_weight(const Frame& frame, F f) {
     const Tile& tile;
     const F& f;
 
-    void add(int entry, int block, Float8 weights) {
+    ALWAYS_INLINE void add(int entry, int block, Float8 weights) {
       int id = frame.lists.entry_splat[entry];
       uint32_t lanes = sign_bits(weights >= splat(frame.constants.alpha_min));
       for (; lanes; lanes &= lanes - 1) {
@@ -102,57 +102,69 @@ static void blend_values(const SparseWeights& W, int num_rows, const int64_t* ro
   });
 }
 
-// sums (Gaussians x LANES) += W' v in the channels [first, first + count) of some rows.
+// sums += W' v in the K * LANES channels from `first` on, for one row.
+template <int K>
+INLINE void scatter_row(const SparseWeights& W, int64_t row, const float* v_row, int num_channels,
+                        int first, float* sums) {
+  Float8 v[K];
+  for (int k = 0; k < K; k++) v[k] = load(v_row + first + LANES * k) * splat(1.f / FIXED_POINT);
+  for (int64_t i = W.row_begin[row]; i < W.row_begin[row + 1]; i++) {
+    float* to = sums + (int64_t)W.ids[i] * num_channels + first;
+    Float8 w = splat((float)W.weights[i]);
+    for (int k = 0; k < K; k++) store(to + LANES * k, load(to + LANES * k) + w * v[k]);
+  }
+}
+
+// sums (Gaussians x D) = W' v over the rows [begin, end).
 INLINE void scatter_rows(const SparseWeights& W, int begin, int end, const int64_t* rows,
-                         int num_channels, const float* v, int first, int count, float* sums) {
+                         int num_channels, const float* v, int num_gaussians, float* sums) {
+  const int D = num_channels;
+  memset(sums, 0, sizeof(float) * (size_t)num_gaussians * (size_t)D);
   for (int r = begin; r < end; r++) {
     int64_t row = row_of(rows, r);
-    Float8 v_row = {};
-    memcpy(&v_row, v + (int64_t)r * num_channels + first, sizeof(float) * (size_t)count);
-    v_row *= splat(1.f / FIXED_POINT);
-    for (int64_t i = W.row_begin[row]; i < W.row_begin[row + 1]; i++) {
-      float* to = sums + (int64_t)W.ids[i] * LANES;
-      store(to, load(to) + splat((float)W.weights[i]) * v_row);
+    const float* v_row = v + (int64_t)r * D;
+    int k = 0;
+    for (; k + 2 * LANES <= D; k += 2 * LANES) scatter_row<2>(W, row, v_row, D, k, sums);
+    for (; k + LANES <= D; k += LANES) scatter_row<1>(W, row, v_row, D, k, sums);
+    for (; k < D; k++) {
+      float v_k = v_row[k] * (1.f / FIXED_POINT);
+      for (int64_t i = W.row_begin[row]; i < W.row_begin[row + 1]; i++) {
+        sums[(int64_t)W.ids[i] * D + k] += (float)W.weights[i] * v_k;
+      }
     }
   }
 }
 
-// v_values (Gaussians x D) = W' v, the transpose of blend_values. The work is cut by channels,
-// eight at a time, and by rows into parts whose number depends on the matrix alone: each has sums
-// of its own, so the result is the same for any number of threads.
+// v_values (Gaussians x D) = W' v, the transpose of blend_values. The rows are cut into parts with
+// sums of their own. How many depends on the matrix alone, so the result is the same for any number
+// of threads.
 static void blend_values_backward(const SparseWeights& W, int num_rows, const int64_t* rows,
                                   int num_channels, const float* v, int num_gaussians,
                                   int num_threads, float* v_values) {
-  constexpr int MAX_PARTS = 4, WORTH_A_PART = 8;  // entries a Gaussian
-  const int D = num_channels, num_groups = (D + LANES - 1) / LANES;
+  constexpr int MAX_PARTS = 4, WORTH_A_PART = 4;  // entries a Gaussian, or its sums cost too much
+  const int64_t size = (int64_t)num_gaussians * num_channels;
+  if (size == 0) return;
   int64_t num_entries = 0;
   for (int r = 0; r < num_rows; r++) {
     int64_t row = row_of(rows, r);
     num_entries += W.row_begin[row + 1] - W.row_begin[row];
   }
-  int64_t fitting = num_entries / ((int64_t)WORTH_A_PART * greatest(num_gaussians, 1));
-  const int num_parts = (int)greatest<int64_t>(1, least<int64_t>(fitting, MAX_PARTS));
-  const int64_t part_size = (int64_t)num_gaussians * LANES;
-  Array<float> sums(part_size * num_groups * num_parts);
-  parallel_for(num_threads, num_groups * num_parts, 1, [&](int begin, int end) {
-    for (int task = begin; task < end; task++) {
-      int part = task % num_parts, first = task / num_parts * LANES;
-      float* own = sums.data + part_size * task;
-      memset(own, 0, sizeof(float) * (size_t)part_size);
+  int64_t worth = 1 + num_entries / ((int64_t)WORTH_A_PART * num_gaussians);
+  const int num_parts = (int)least<int64_t>(worth, MAX_PARTS);
+  Array<float> others(size * (num_parts - 1));
+  parallel_for(num_threads, num_parts, 1, [&](int begin, int end) {
+    for (int part = begin; part < end; part++) {
+      float* sums = part == 0 ? v_values : others.data + size * (part - 1);
       scatter_rows(W, (int)((int64_t)num_rows * part / num_parts),
-                   (int)((int64_t)num_rows * (part + 1) / num_parts), rows, D, v, first,
-                   least(LANES, D - first), own);
+                   (int)((int64_t)num_rows * (part + 1) / num_parts), rows, num_channels, v,
+                   num_gaussians, sums);
     }
   });
   parallel_for(num_threads, num_gaussians, 4096, [&](int begin, int end) {
-    for (int i = begin; i < end; i++) {
-      for (int group = 0; group < num_groups; group++) {
-        const float* from = sums.data + part_size * group * num_parts + (int64_t)i * LANES;
-        Float8 total = load(from);
-        for (int part = 1; part < num_parts; part++) total += load(from + part_size * part);
-        int first = group * LANES;
-        memcpy(v_values + (int64_t)i * D + first, &total,
-               sizeof(float) * (size_t)least(LANES, D - first));
+    for (int part = 1; part < num_parts; part++) {
+      const float* from = others.data + size * (part - 1);
+      for (int64_t i = (int64_t)begin * num_channels; i < (int64_t)end * num_channels; i++) {
+        v_values[i] += from[i];
       }
     }
   });
