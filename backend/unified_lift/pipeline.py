@@ -158,8 +158,7 @@ def _geometry(
 
 
 def _masks_label(settings: Settings) -> str:
-    labels = {MASKS_AUTO: "Finding surfaces", MASKS_SAM: "Segmenting photos (SAM)"}
-    return labels.get(settings.masks, "Reading masks")
+    return "Segmenting photos (SAM)" if settings.masks == MASKS_SAM else "Finding surfaces"
 
 
 @dataclass(frozen=True)
