@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unified_lift.config import RenderConfig
+from unified_lift.protocol import JobError
 from unified_lift.rendering import Camera, Render
 from unified_lift.rendering.native import Core, load_core
 from unified_lift.rendering.weights import BlendWeights
@@ -112,7 +113,7 @@ class _Frame:
         channels: Tensor,
     ) -> None:
         constants = _Constants(*(getattr(config, name) for name, _ in _Constants._fields_))
-        self.core = core
+        self.core, self.handle = core, ctypes.c_void_p()
         self.handle = ctypes.c_void_p(
             core.call(
                 "frame_create",
@@ -127,7 +128,10 @@ class _Frame:
             )
         )
         if not self.handle:
-            raise MemoryError("the view has more than 2^31 pairs of Gaussian and tile")
+            raise JobError(
+                f"A view of {camera.width} x {camera.height} pixels with {len(channels)} Gaussians "
+                "is too large for the native core. Use smaller photos or fewer Gaussians."
+            )
 
     def __del__(self) -> None:
         self.core.call("frame_free", self.handle)

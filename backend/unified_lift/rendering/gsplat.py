@@ -112,8 +112,8 @@ def _check_kernels() -> None:
     if not torch.cuda.is_available():
         raise JobError(f"torch {torch.__version__} finds no CUDA device. Choose the device 'cpu'.")
     try:
-        from gsplat.cuda._backend import _C
-    except ImportError as error:
+        from gsplat.cuda._backend import _C  # compiles the kernels if there is a CUDA toolkit
+    except (ImportError, OSError, RuntimeError) as error:
         raise JobError(f"gsplat does not import: {error}. {INSTALL}") from error
     if _C is None:  # gsplat imports without its kernels where it finds no CUDA toolkit
         raise JobError(f"gsplat has no compiled kernels and no CUDA toolkit to build. {INSTALL}")

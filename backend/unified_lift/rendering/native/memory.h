@@ -72,6 +72,7 @@ static T* make() {
 }
 template <class T>
 static void destroy(T* object) {
+  if (!object) return;
   object->~T();
   free(object);
 }

@@ -78,7 +78,7 @@ struct Projection {
   Float8 x, y, z;                // p
   Float8 x_ratio, y_ratio;       // x/z, y/z as held for J
   Int8 x_held, y_held;           // where they were changed
-  Float8 A[6], B[6], T[6];       // row by row
+  Float8 A[6], T[6];             // row by row
   Float8 M[9];
   Float8 q[4], q_inverse;        // unit quaternion, 1 / length
   Float8 scales[3];
@@ -135,8 +135,8 @@ INLINE void project(const Camera& c, float eps2d, const Float8* mean, const Floa
   rotate(quat, o);
   for (int i = 0; i < 6; i += 3) {
     for (int j = 0; j < 3; j++) {
-      o.B[i + j] = o.A[i] * o.M[j] + o.A[i + 1] * o.M[3 + j] + o.A[i + 2] * o.M[6 + j];
-      o.T[i + j] = o.B[i + j] * o.scales[j];
+      Float8 B = o.A[i] * o.M[j] + o.A[i + 1] * o.M[3 + j] + o.A[i + 2] * o.M[6 + j];
+      o.T[i + j] = B * o.scales[j];
     }
   }
   const Float8* T = o.T;
