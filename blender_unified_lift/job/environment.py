@@ -3,26 +3,24 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from unified_lift import __version__ as CONTRACT_VERSION
 from unified_lift.protocol import JobError
 
 CHECK_SECONDS = 60.0  # a cold disk takes several seconds
-DISTRIBUTION = "unified-lift"
 _IN_ENVIRONMENT = ("bin/python", "bin/python3", "Scripts/python.exe", "python.exe")
 _NEEDED = ("torch", "scipy", "PIL", "skimage")
 _HINT = "Choose the Python of the backend's environment in the add-on's preferences."
 _PROBE = f"""
-import importlib.metadata, importlib.util, json
-try:
-    version = importlib.metadata.version({DISTRIBUTION!r})
-except importlib.metadata.PackageNotFoundError:
-    version = ""
+import importlib.util, json
+version = ""
+if importlib.util.find_spec("unified_lift"):
+    from unified_lift import __version__ as version
 missing = [name for name in {_NEEDED!r} if importlib.util.find_spec(name) is None]
 print(json.dumps({{"version": version, "missing": missing}}))
 """
@@ -81,19 +79,14 @@ def find_python(preference: str) -> Path:
     return path
 
 
-def contract_version() -> str:
-    """Version of the contract modules that this Python imports."""
-    return importlib.metadata.version(DISTRIBUTION)
-
-
 def _try(python: Path) -> Backend:
     found = _probe(python)
     if not found["version"]:
         raise JobError(f"The backend (unified-lift) is not installed in {python}. {_HINT}")
-    if found["version"] != contract_version():
+    if found["version"] != CONTRACT_VERSION:
         raise JobError(
             f"The backend in {python} has version {found['version']}, this add-on needs "
-            f"{contract_version()}. Install the matching backend there, or choose another Python."
+            f"{CONTRACT_VERSION}. Install the matching backend there, or choose another Python."
         )
     if found["missing"]:
         raise JobError(

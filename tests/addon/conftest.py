@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Add-on tests run inside the bpy module; each starts from an empty scene."""
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,17 @@ from unified_lift.protocol import CAMERAS_FILE, OBJECTS_FILE, SCENE_FILE, write_
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "tests" / "data" / "messy8"
 sys.path.insert(0, str(ROOT))
+
+
+def pytest_sessionfinish(session, exitstatus):
+    session.config.exitstatus = int(exitstatus)
+
+
+def pytest_unconfigure(config):
+    """End here: after loading a .blend the bpy module 4.5 hangs in its own clean-up at exit."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(getattr(config, "exitstatus", 1))
 
 
 @pytest.fixture
