@@ -37,7 +37,7 @@ class Cloud(NamedTuple):
         stamp: checksum of what the values were made of.
         means: (N, 3) float32.
         geometry: (N, 4, 4) float32: mean and opacity; covariance xx xy xz yy; yz zz 0 0; raw f_dc.
-        harmonics: (N, K, 4) float32, the last column unused.
+        harmonics: (N, K, 3) float32.
         spreads: (N,) float32, square root of the covariance's trace: no axis is longer.
     """
 
@@ -101,9 +101,9 @@ def read_cloud(cloud: bpy.types.PointCloud) -> Cloud:
     geometry[:, 1] = covariances[:, [0, 0, 0, 1], [0, 1, 2, 1]]
     geometry[:, 2, :2] = covariances[:, [1, 2], [2, 2]]
     geometry[:, 3, :3] = base[:, :3]
-    harmonics = np.zeros((len(means), schema.num_sh(cloud), 4), np.float32)
+    harmonics = np.empty((len(means), schema.num_sh(cloud), 3), np.float32)
     for k in range(harmonics.shape[1]):
-        harmonics[:, k, :3] = schema.read_values(cloud, f"{schema.SH_PREFIX}{k}")
+        harmonics[:, k] = schema.read_values(cloud, f"{schema.SH_PREFIX}{k}")
     spreads = np.sqrt(np.trace(covariances, axis1=1, axis2=2))
     return Cloud(content_stamp(cloud), means, geometry, harmonics, spreads)
 

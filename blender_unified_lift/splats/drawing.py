@@ -110,17 +110,13 @@ class Renderer:
         """Look at the contents of these objects again before the next draw."""
         self._stale |= keys
 
-    def is_stale(self, instances: Sequence[SplatInstance]) -> bool:
-        """Whether a new draw of these might look different though nothing moved."""
-        return any(i.key in self._stale or i.key not in self.clouds for i in instances)
-
     def forget_deleted(self) -> None:
         """Free the values of deleted objects, and the textures if no object is left."""
         living = living_keys()
         self.clouds = {key: cloud for key, cloud in self.clouds.items() if key in living}
+        self._starts = {key: start for key, start in self._starts.items() if key in living}
         if not self.clouds:
             self._textures.clear()
-            self._starts.clear()
 
     def draw(
         self,
@@ -169,16 +165,20 @@ class Renderer:
         clouds = list(self.clouds.values())
         starts = np.cumsum([0] + [len(cloud.means) for cloud in clouds])
         self._num_sh = max(cloud.harmonics.shape[1] for cloud in clouds)
-        _check_capacity(int(starts[-1]), self._num_sh)
+        total = int(starts[-1])
+        _check_capacity(total, self._num_sh)
         self._starts = dict(zip(self.clouds, starts.tolist()))
-        geometry = np.concatenate([cloud.geometry for cloud in clouds])
-        harmonics = np.zeros((len(geometry), self._num_sh, 4), np.float32)
+        geometry = _empty_texels(total * GEOMETRY_TEXELS)
+        harmonics = _empty_texels(total * self._num_sh)
+        all_geometry = geometry[: total * GEOMETRY_TEXELS].reshape(total, GEOMETRY_TEXELS, 4)
+        all_harmonics = harmonics[: total * self._num_sh].reshape(total, self._num_sh, 4)
         for cloud, start in zip(clouds, starts):
-            num_points, num_sh = cloud.harmonics.shape[:2]
-            harmonics[start : start + num_points, :num_sh] = cloud.harmonics
+            rows = slice(start, start + len(cloud.means))
+            all_geometry[rows] = cloud.geometry
+            all_harmonics[rows, : cloud.harmonics.shape[1], :3] = cloud.harmonics
         self._textures = {
-            "geometry": _data_texture(geometry, "RGBA32F"),
-            "harmonics": _data_texture(harmonics, "RGBA16F"),
+            "geometry": _texture(geometry, "RGBA32F"),
+            "harmonics": _texture(harmonics, "RGBA16F"),
         }
 
     def _sort(
@@ -219,10 +219,8 @@ class Renderer:
     def _draw_sorted(self, order: np.ndarray, slots: np.ndarray, viewpoint: Viewpoint) -> None:
         shader = _splat_shader()
         quad = batch_for_shader(shader, "TRI_STRIP", {"corner": CORNERS})
-        padded = np.zeros((len(order), 4), np.float32)
-        padded[:, :2] = order
         textures = self._textures | {
-            "order": _data_texture(padded, "RGBA32F"),
+            "order": _data_texture(order, "RG32F"),
             "slots": _data_texture(slots, "RGBA32F"),
         }
         set_state("ALPHA_PREMULT", depth_test="NONE")
@@ -299,12 +297,23 @@ def _check_capacity(num_splats: int, num_sh: int) -> None:
         )
 
 
+def _empty_texels(num_texels: int, channels: int = 4) -> np.ndarray:
+    """(M, channels) zeros that fill whole rows of a texture, M at least `num_texels`."""
+    width = min(gpu.capabilities.max_texture_size_get(), max(num_texels, 1))
+    height = max(-(-num_texels // width), 1)
+    return np.zeros((width * height, channels), np.float32)
+
+
+def _texture(texels: np.ndarray, format: str) -> gpu.types.GPUTexture:
+    """A texture of rows of texels."""
+    width = min(gpu.capabilities.max_texture_size_get(), len(texels))
+    buffer = gpu.types.Buffer("FLOAT", texels.size, texels.reshape(-1))
+    return gpu.types.GPUTexture((width, len(texels) // width), format=format, data=buffer)
+
+
 def _data_texture(values: np.ndarray, format: str) -> gpu.types.GPUTexture:
-    """A texture of rows of texels from an array of whole texels (four floats each)."""
-    texels = values.reshape(-1, 4)
-    width = min(gpu.capabilities.max_texture_size_get(), max(len(texels), 1))
-    height = max(-(-len(texels) // width), 1)
-    padded = np.zeros(width * height * 4, np.float32)
-    padded[: texels.size] = texels.reshape(-1)
-    buffer = gpu.types.Buffer("FLOAT", padded.size, padded)
-    return gpu.types.GPUTexture((width, height), format=format, data=buffer)
+    """A texture from an array whose last axis is one texel."""
+    values = values.reshape(-1, values.shape[-1])
+    texels = _empty_texels(*values.shape)
+    texels[: len(values)] = values
+    return _texture(texels, format)

@@ -78,30 +78,40 @@ def renderer() -> drawing.Renderer:
 def draw_frame(context: Context, depsgraph: Depsgraph) -> drawing.Target | None:
     """Draw the splats of the current region, or reuse what was drawn; None if there are none."""
     instances = clouds.shown_splats(depsgraph, context.space_data)
-    region = context.region
+    region, view = context.region, context.region_data
     if not instances:
         _frames.pop(region.as_pointer(), None)
         return None
+    renderer().read(instances)
     size = (region.width, region.height)
-    view = context.region_data
     marks = selection_marks(context, instances)
     tint = float(context.scene.unified_lift_splats.color == "OBJECT")
-    key = _frame_key(context, instances, marks, tint)
+    key = (_frame_key(context, instances), tuple(marks), tint, size)
     known = _frames.get(region.as_pointer())
-    if known is not None and known.key == key and not renderer().is_stale(instances):
+    if known is not None and known.key == key:
         return known.target
     target = known.target if known and known.target.size == size else drawing.Target(size)
     viewpoint = make_viewpoint(view.view_matrix, view.window_matrix, size)
     renderer().draw(instances, viewpoint, target, marks, tint)
+    _forget_closed_regions(context)
     _frames[region.as_pointer()] = Frame(key, target)
     return target
 
 
-def _frame_key(context: Context, instances: list, marks: list, tint: float) -> tuple:
-    view, region = context.region_data, context.region
+def _frame_key(context: Context, instances: list[clouds.SplatInstance]) -> tuple:
+    """What the picture depends on: the view, and the contents, place and colour of each object."""
+    view, known = context.region_data, renderer().clouds
     matrices = np.array(view.view_matrix).tobytes() + np.array(view.window_matrix).tobytes()
-    objects = tuple((i.key, i.matrix.tobytes(), i.color) for i in instances)
-    return matrices, (region.width, region.height), objects, tuple(marks), tint
+    return matrices, tuple(
+        (i.key, known[i.key].stamp, i.matrix.tobytes(), i.color) for i in instances
+    )
+
+
+def _forget_closed_regions(context: Context) -> None:
+    screens = [window.screen for window in context.window_manager.windows]
+    regions = [r for screen in screens for area in screen.areas for r in area.regions]
+    for pointer in _frames.keys() - {region.as_pointer() for region in regions}:
+        del _frames[pointer]
 
 
 def selection_marks(
