@@ -16,6 +16,8 @@ COLLECTION = "Cameras"
 SIZE_KEYS = ("photo_width", "photo_height")  # custom properties: the render size is the scene's
 _SENSOR_WIDTH = 36.0  # mm, full frame; only the ratio to the lens matters
 _DISPLAY_SHARE = 0.04  # size of the drawn camera, as a share of the cameras' extent
+_NEAR = 0.01  # where the backend's renderers clip, in the capture's units
+_FAR_SHARE = 100.0  # times the cameras' extent: photos see far behind what they were taken of
 _OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenCV's camera axes in Blender's
 
 
@@ -33,6 +35,8 @@ def add_cameras(capture: Capture, parent: Object, folder: Collection) -> list[Ob
     for camera in cameras:
         camera.parent = parent
         camera.data.display_size = _DISPLAY_SHARE * extent or 1.0
+        camera.data.clip_start = _NEAR
+        camera.data.clip_end = max(camera.data.clip_end, _FAR_SHARE * extent)
         folder.objects.link(camera)
     return cameras
 
