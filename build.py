@@ -60,18 +60,20 @@ def run(command: list[object], **options: object) -> subprocess.CompletedProcess
 
 def find_python(*wanted: tuple[int, int]) -> str:
     """The first Python of the wanted versions on this machine."""
-    if sys.version_info[:2] in wanted[:1]:
-        return sys.executable
+    if sys.version_info[:2] == wanted[0]:
+        return str(Path(sys._base_executable).resolve())  # of a virtual environment, its origin
     for version in wanted:
         name = ".".join(map(str, version))
         words = ["py", f"-{name}"] if WINDOWS else [f"python{name}"]
         if not shutil.which(words[0]):
             continue
         probe = subprocess.run(
-            [*words, "-c", "import sys; print(sys.executable)"], capture_output=True, text=True
+            [*words, "-c", "import sys; print(sys._base_executable)"],
+            capture_output=True,
+            text=True,
         )
         if probe.returncode == 0:
-            return probe.stdout.strip()
+            return str(Path(probe.stdout.strip()).resolve())
     names = " or ".join(".".join(map(str, version)) for version in wanted)
     raise BuildError(f"Python {names} is needed and none was found. Install it from python.org.")
 
@@ -85,7 +87,7 @@ def make_env(env: Path, python: str, packages: list[list[str]]) -> bool:
     """Make a virtual environment with these packages, one pip call a list; False if it stood."""
     stamp = env / "stamp.json"
     content = json.dumps([python, packages])
-    if stamp.exists() and stamp.read_text() == content:
+    if stamp.exists() and stamp.read_text() == content and python_of(env).exists():
         return False
     say(f"Setting up {env.relative_to(ROOT)} ({python})")
     run([python, "-m", "venv", "--clear", env])

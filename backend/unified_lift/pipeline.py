@@ -369,6 +369,6 @@ def render_views(job_dir: Path, out_dir: Path, split: str, objects: list[int], d
             weights = engine.blend_weights(*(gaussians[name] for name in GEOMETRY), camera)
             path = out_dir / "ids" / f"{view.name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            labels = label_map(weights, splats.object_ids)
+            labels = label_map(weights, splats.object_ids, render.alphas.cpu().numpy())
             Image.fromarray(labels.astype(np.uint16)).save(path)
     return len(views)

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whole jobs as real processes: what comes out, how they end, what bad input does to them."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unified_lift.ply import read_ply
+from unified_lift.protocol import job_state, read_events, request_cancel
+
+SAMPLE = Path(__file__).parents[1] / "data" / "messy8"
+LIMIT = 600  # seconds for one command
+
+
+def command(*arguments):
+    return [sys.executable, "-I", "-u", "-X", "utf8", "-m", "unified_lift", *map(str, arguments)]
+
+
+def unified_lift(*arguments):
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=LIMIT)
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def write_capture(folder, num_train=8, num_test=0, scale=4, masks=True):
+    """A small version of the sample: some of its photos, at a fraction of their size."""
+    transforms = json.loads((SAMPLE / "transforms.json").read_text())
+    frames = {
+        split: [f for f in transforms["frames"] if f["split"] == split]
+        for split in ("train", "test")
+    }
+    chosen = frames["train"][:: 48 // num_train][:num_train] + frames["test"][:num_test]
+    for key in ("fl_x", "fl_y", "cx", "cy", "w", "h"):
+        transforms[key] = transforms[key] / scale
+    transforms["w"], transforms["h"] = int(transforms["w"]), int(transforms["h"])
+    for frame in chosen:
+        name = Path(frame["file_path"])
+        for source in [name] + [Path("masks/paper") / f"{name.stem}.png"] * masks:
+            if not (SAMPLE / source).exists():
+                continue
+            (folder / source).parent.mkdir(parents=True, exist_ok=True)
+            image = Image.open(SAMPLE / source)
+            how = Image.Resampling.NEAREST if source.suffix == ".png" else Image.Resampling.BOX
+            image.resize((transforms["w"], transforms["h"]), how).save(folder / source)
+        if not num_test:
+            del frame["split"]
+    for key in ("train_filenames", "test_filenames"):
+        transforms.pop(key, None)
+    (folder / "transforms.json").write_text(json.dumps({**transforms, "frames": chosen}))
+    return folder
+
+
+@pytest.fixture
+def small(tmp_path):
+    return write_capture(tmp_path / "capture")
+
+
+@pytest.fixture(scope="module")
+def sample_job(tmp_path_factory):
+    """The sample, with its masks, at the lowest quality."""
+    job = tmp_path_factory.mktemp("sample") / "job"
+    masks = SAMPLE / "masks" / "paper"
+    done = unified_lift("segment", SAMPLE, "--out", job, "--preset", "draft", "--masks", masks)
+    assert done.returncode == 0, done.stderr
+    return job
+
+
+def segment_small(small, job, *options):
+    """A job of seconds: given masks, votes alone."""
+    masks = ["--masks", small / "masks" / "paper"]
+    options = (*masks, "--preset", "draft", "--method", "votes", *options)
+    return unified_lift("segment", small, "--out", job, *options)
+
+
+def start_run(small, job):
+    """Start the worker as Blender does, and wait until it trains."""
+    write = command("segment", small, "--out", job, "--preset", "draft")
+    process = subprocess.Popen(write, stderr=subprocess.DEVNULL)
+    wait_for(
+        lambda: any(
+            event["event"] == "progress" and event["stage"] == "geometry"
+            for event in read_events(job)[0]
+        )
+    )
+    return process
+
+
+# ---- what comes out
+
+
+def test_the_sample_is_split_into_its_objects(sample_job, tmp_path):
+    assert unified_lift("render", sample_job, "--out", tmp_path, "--split", "test").returncode == 0
+    scores = json.loads(unified_lift("evaluate", tmp_path / "ids", SAMPLE / "gt").stdout)
+    assert scores["things"]["TP"] >= 7
+    assert scores["things"]["FP"] <= 1
+    assert scores["things"]["mIoU"] > 0.75
+
+
+def test_splats_and_object_list_tell_the_same(sample_job):
+    splats = read_ply(sample_job / "scene.ply")
+    objects = json.loads((sample_job / "objects.json").read_text())["objects"]
+    assert [entry["id"] for entry in objects] == list(range(1, len(objects) + 1))
+    for entry in objects:
+        inside = splats.object_ids == entry["id"]
+        assert inside.sum() == entry["count"]
+        assert np.allclose(splats.means[inside].min(0), entry["bounds"][0])
+        assert entry["kind"] in ("thing", "surface")
+        assert 0 <= entry["score"] <= 1
+    assert splats.confidence.min() >= 0 and splats.confidence.max() <= 1
+    assert splats.object_ids.max() == len(objects)
+
+
+def test_the_job_tells_its_way(sample_job):
+    events = read_events(sample_job)[0]
+    stages = [event["stage"] for event in events if event["event"] == "stage"]
+    assert stages == ["photos", "geometry", "masks", "lift", "export"]
+    assert events[0]["event"] == "start" and events[-1]["event"] == "done"
+    fractions = [event["fraction"] for event in events if event["event"] == "progress"]
+    assert fractions == sorted(fractions)
+    previews = [event for event in events if event["event"] == "preview"]
+    assert any(event["labels"] for event in previews)
+    assert all((sample_job / event["image"]).is_file() for event in previews)
+    assert job_state(sample_job).name == "finished"
+    assert not (sample_job / "checkpoint").exists()
+
+
+def test_an_object_renders_alone_with_alpha(sample_job, tmp_path):
+    done = unified_lift("render", sample_job, "--out", tmp_path, "--object", "2")
+    assert done.returncode == 0, done.stderr
+    alpha = np.asarray(Image.open(tmp_path / "rgb" / "0048.png"))[..., 3]
+    assert 0.001 < (alpha > 127).mean() < 0.5
+    assert unified_lift("render", sample_job, "--out", tmp_path, "--object", "99").returncode == 1
+
+
+def test_the_same_seed_gives_the_same_result(small, tmp_path):
+    for name in ("first", "second"):
+        done = segment_small(small, tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    first, second = ((tmp_path / name / "scene.ply").read_bytes() for name in ("first", "second"))
+    assert first == second
+
+
+def test_test_views_never_train(tmp_path):
+    capture = write_capture(tmp_path / "capture", num_test=2)
+    first = segment_small(capture, tmp_path / "first")
+    assert first.returncode == 0, first.stderr
+    for name in ("0048", "0049"):
+        path = capture / "images" / f"{name}.jpg"
+        Image.new("RGB", Image.open(path).size, (255, 0, 255)).save(path)
+    segment_small(capture, tmp_path / "second")
+    first, second = ((tmp_path / name / "scene.ply").read_bytes() for name in ("first", "second"))
+    assert first == second
+
+
+# ---- how jobs end
+
+
+def test_a_job_is_cancelled_between_two_steps(small, tmp_path):
+    process = start_run(small, tmp_path / "job")
+    request_cancel(tmp_path / "job")
+    assert process.wait(30) == 130
+    assert job_state(tmp_path / "job").name == "cancelled"
+    assert not (tmp_path / "job" / "scene.ply").exists()
+
+
+def test_a_second_worker_refuses_a_job_at_work(small, tmp_path):
+    process = start_run(small, tmp_path / "job")
+    assert job_state(tmp_path / "job").name == "running"
+    second = unified_lift("run", tmp_path / "job")
+    assert second.returncode == 75
+    assert "at work" in second.stderr
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_killed_job_is_run_again_to_its_end(small, tmp_path):
+    process = start_run(small, tmp_path / "job")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert job_state(tmp_path / "job").name == "crashed"
+    again = unified_lift("run", tmp_path / "job")
+    assert again.returncode in (0, 1), again.stderr
+    assert job_state(tmp_path / "job").name in ("finished", "failed")
+
+
+def test_a_worker_goes_on_from_the_trained_splats(small, tmp_path):
+    assert segment_small(small, tmp_path / "first").returncode == 0
+    again = tmp_path / "again"
+    (again / "checkpoint").mkdir(parents=True)
+    shutil.copy(tmp_path / "first" / "job.json", again)
+    shutil.copy(tmp_path / "first" / "scene.ply", again / "checkpoint" / "geometry.ply")
+    assert unified_lift("run", again).returncode == 0
+    seconds = read_events(again)[0][-1]["seconds"]
+    assert seconds["geometry"] < 2
+    first = (tmp_path / "first" / "scene.ply").read_bytes()
+    assert (again / "scene.ply").read_bytes() == first
+
+
+# ---- bad input
+
+
+def fails(result, *words):
+    """One clear line, no traceback, exit code 1."""
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert str(word) in result.stderr, result.stderr
+    return True
+
+
+def test_a_folder_that_is_no_capture(tmp_path):
+    (tmp_path / "holiday").mkdir()
+    assert fails(segment_small(tmp_path / "holiday", tmp_path / "job"), "holiday", "no capture")
+    assert job_state(tmp_path / "job").name == "failed"
+
+
+def test_one_photo_is_not_enough(tmp_path):
+    capture = write_capture(tmp_path / "capture", num_train=1)
+    assert fails(segment_small(capture, tmp_path / "job"), "at least 2 photos")
+
+
+def test_an_unreadable_photo_is_left_out(small, tmp_path):
+    path = sorted((small / "images").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:200])
+    done = segment_small(small, tmp_path / "job")
+    assert done.returncode == 0, done.stderr
+    warnings = [event for event in read_events(tmp_path / "job")[0] if event["event"] == "warning"]
+    assert path.name in warnings[0]["message"]
+
+
+def test_photos_that_are_all_missing(small, tmp_path):
+    shutil.rmtree(small / "images")
+    assert fails(segment_small(small, tmp_path / "job"), "no such file")
+
+
+def test_masks_for_no_photo(small, tmp_path):
+    shutil.rmtree(small / "masks" / "paper")
+    (small / "masks" / "paper").mkdir()
+    assert fails(segment_small(small, tmp_path / "job"), "masks")
+
+
+def test_masks_that_are_all_zero(small, tmp_path):
+    for path in (small / "masks" / "paper").iterdir():
+        Image.new("I;16", (80, 60)).save(path)
+    assert fails(segment_small(small, tmp_path / "job"), "0")
+
+
+def test_masks_for_some_photos_are_a_warning(small, tmp_path):
+    sorted((small / "masks" / "paper").iterdir())[0].unlink()
+    done = segment_small(small, tmp_path / "job")
+    assert done.returncode == 0, done.stderr
+    assert "Warning" in done.stderr
+
+
+def test_poses_of_nan(small, tmp_path):
+    path = small / "transforms.json"
+    transforms = json.loads(path.read_text())
+    for frame in transforms["frames"]:
+        frame["transform_matrix"][0][3] = float("nan")
+    path.write_text(json.dumps(transforms))
+    assert fails(segment_small(small, tmp_path / "job"), "pose")
+
+
+def test_a_missing_checkpoint_of_sam(small, tmp_path):
+    options = ("--masks", "sam", "--sam-checkpoint", tmp_path / "none.pth")
+    result = unified_lift("segment", small, "--out", tmp_path / "job", *options)
+    assert fails(result, "none.pth")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk(small, tmp_path):
+    job = tmp_path / "job"
+    job.mkdir()
+    (job / "events.jsonl").symlink_to("/dev/full")
+    assert fails(segment_small(small, job), "disk is full")
+
+
+def test_another_job_in_the_folder_is_not_overwritten(small, tmp_path):
+    assert segment_small(small, tmp_path / "job").returncode == 0
+    before = (tmp_path / "job" / "scene.ply").read_bytes()
+    assert fails(segment_small(small, tmp_path / "job", "--seed", "5"), "already holds a job")
+    assert (tmp_path / "job" / "scene.ply").read_bytes() == before
+
+
+def test_no_test_views_to_render(small, tmp_path):
+    assert segment_small(small, tmp_path / "job").returncode == 0
+    result = unified_lift(
+        "render", tmp_path / "job", "--out", tmp_path / "views", "--split", "test"
+    )
+    assert fails(result, "names no test views")
+
+
+def test_a_job_without_a_result_cannot_render(tmp_path):
+    assert fails(unified_lift("render", tmp_path, "--out", tmp_path / "views"), "cameras.json")
