@@ -76,8 +76,9 @@ def shown_splats(
 
 
 def any_splats() -> bool:
-    """Whether the file has splats at all: a quick look before a slow one."""
-    return any(schema.BASE in cloud.attributes for cloud in bpy.data.pointclouds)
+    """Whether the file has splats that Blender does not draw: a quick look before a slow one."""
+    clouds = bpy.data.pointclouds
+    return any(schema.BASE in cloud.attributes and not schema.is_native(cloud) for cloud in clouds)
 
 
 def content_stamp(cloud: bpy.types.PointCloud) -> int:

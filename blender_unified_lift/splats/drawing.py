@@ -7,6 +7,8 @@ are no storage buffers in Blender's `gpu` module, so all data lies in float text
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -29,40 +31,48 @@ CORNERS = ((-1, -1), (1, -1), (-1, 1), (1, 1))
 
 
 def ensure_gpu() -> None:
-    """Make drawing possible where Blender has no window.
+    """Make drawing possible where Blender has no window. Call it before a render in background.
 
     Raises:
         JobError: this machine offers no OpenGL.
     """
     if not bpy.app.background:
         return
+    if sys.platform == "linux" and not _has_opengl():
+        raise JobError(
+            "Blender cannot draw splats: this machine has no OpenGL. "
+            "Install libEGL and libGL; Mesa's serve without a graphics card."
+        )
+    if hasattr(gpu, "init"):  # 5.2
+        gpu.init()
+        return
     try:
-        if hasattr(gpu, "init"):  # 5.2
-            gpu.init()
         gpu.state.blend_get()
     except SystemError:
         _start_gpu_by_rendering()
 
 
+def _has_opengl() -> bool:
+    """Whether EGL has a driver: without one Blender does not fail, it aborts (4.5 to 5.2)."""
+    try:
+        egl = ctypes.CDLL("libEGL.so.1")
+    except OSError:
+        return False
+    egl.eglGetDisplay.argtypes, egl.eglGetDisplay.restype = [ctypes.c_void_p], ctypes.c_void_p
+    return egl.eglGetDisplay(None) is not None
+
+
 def _start_gpu_by_rendering() -> None:
     """Before 5.2, background Blender gets its GPU context from the first render that needs one."""
     scene = bpy.data.scenes.new("GPU")
-    camera = bpy.data.objects.new("GPU", bpy.data.cameras.new("GPU"))
-    scene.camera = camera
+    camera = bpy.data.cameras.new("GPU")
+    scene.camera = bpy.data.objects.new("GPU", camera)
     scene.render.engine = "BLENDER_WORKBENCH"
     scene.render.resolution_x = scene.render.resolution_y = 8
     scene.display.render_aa = "OFF"
-    try:
-        bpy.ops.render.render(scene=scene.name)
-        gpu.state.blend_get()
-    except (RuntimeError, SystemError) as error:
-        raise JobError(
-            f"Blender cannot draw splats here: {error} "
-            "Install OpenGL (on Linux: libEGL and libGL, Mesa for software rendering)."
-        ) from error
-    finally:
-        bpy.data.cameras.remove(camera.data)
-        bpy.data.scenes.remove(scene)
+    bpy.ops.render.render(scene=scene.name)
+    bpy.data.cameras.remove(camera)
+    bpy.data.scenes.remove(scene)
 
 
 class Target:

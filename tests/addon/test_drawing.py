@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import bpy
 import ewa
@@ -10,6 +14,7 @@ from blender_unified_lift.scene import schema
 from blender_unified_lift.splats import clouds, drawing, viewpoint
 from unified_lift.ply import Splats
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZE = (120, 90)
 K = np.array([[110.0, 0, 64], [0, 105, 41], [0, 0, 1]])
 OPENCV = np.diag([1.0, -1, -1, 1])  # to Blender's camera axes
@@ -233,3 +238,13 @@ def test_a_crop_shows_the_same_pixels(add_splats, make_splats):
     drawing.Renderer().draw(instances, view, whole)
     drawing.Renderer().draw(instances, viewpoint.crop(view, 30, 20, (50, 40)), part)
     np.testing.assert_allclose(part.read()[0], whole.read()[0][20:60, 30:80], atol=1e-4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux may lack OpenGL")
+def test_a_machine_without_opengl_is_told_so():
+    code = "import bpy; from blender_unified_lift.splats import drawing; drawing.ensure_gpu()"
+    hidden = {**os.environ, "__EGL_VENDOR_LIBRARY_FILENAMES": os.devnull}
+    run = subprocess.run(  # a process of its own: Blender itself would abort
+        [sys.executable, "-c", code], cwd=ROOT, env=hidden, capture_output=True, timeout=60
+    )
+    assert run.returncode == 1 and b"JobError: Blender cannot draw splats" in run.stderr
