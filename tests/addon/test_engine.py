@@ -206,6 +206,15 @@ def test_only_what_renders_is_drawn(scene, make_splats, render):
     assert _psnr(_to_display(render()), _expected(scene, splats)) > 55
 
 
+@pytest.mark.parametrize("other", ["BLENDER_WORKBENCH", "CYCLES"])
+def test_other_engines_show_no_points(scene, make_splats, render, other):
+    _add(make_splats(500, 0))
+    scene.render.engine = other
+    if other == "CYCLES":
+        scene.cycles.samples = 1
+    assert not render().any()
+
+
 def test_clipping_is_the_cameras(scene, make_splats, render):
     _add(make_splats(150))
     scene.camera.data.clip_end = 1.0
