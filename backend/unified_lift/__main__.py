@@ -68,7 +68,6 @@ def _work(job_dir: Path, request: JobRequest, report: JobReport) -> int:
     except MemoryError:
         message = "Out of memory. Choose a lower quality preset, or close other programs."
     except OSError as error:
-        traceback.print_exc()
         message = describe_os_error(error, job_dir)
     except Exception as error:
         traceback.print_exc()

@@ -242,6 +242,7 @@ class JobReport:
         self._stage_start = time.monotonic()
         self._step = (0, 1)
         self._last_progress = 0.0
+        self._fraction = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -289,12 +290,13 @@ class JobReport:
             return
         self._last_progress = now
         fraction, left = self.estimate()
+        self._fraction = max(self._fraction, fraction)  # a bar that runs back irritates
         self.emit(
             "progress",
             stage=self._stage,
             step=step,
             total=total,
-            fraction=round(fraction, 4),
+            fraction=round(self._fraction, 4),
             seconds_left=None if left is None else round(left, 1),
             message=message,
         )
@@ -348,12 +350,18 @@ class JobReport:
 
 
 def _end_broken_line(path: Path) -> None:
-    """End the half line that a killed worker left, so that the next event is a line of its own."""
+    """Cut off the half line that a killed worker left, so that the next event has its own."""
     if not path.exists():
         return
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        path.write_bytes(data[: data.rfind(b"\n") + 1])
+    with open(path, "rb+") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            file.seek(end - 1)
+            if file.read(1) == b"\n":
+                break
+            end -= 1
+        if end < size:
+            file.truncate(end)
 
 
 class JobLock:

@@ -15,7 +15,12 @@ from PIL import Image
 from unified_lift.capture.images import UNREADABLE, resize_labels, resize_photo
 from unified_lift.config import SamConfig
 from unified_lift.masks.flatten import flatten_masks
-from unified_lift.masks.sam_model import build_sam, import_segment_anything, read_weights
+from unified_lift.masks.sam_model import (
+    build_sam,
+    cannot_open,
+    import_segment_anything,
+    read_weights,
+)
 from unified_lift.protocol import JobError, Report, replace
 
 
@@ -99,10 +104,7 @@ def _hash_file(checkpoint: Path) -> str:
         with open(checkpoint, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise JobError(
-            f"The SAM checkpoint {checkpoint} cannot be opened ({error.strerror}). Choose the "
-            "file of weights, for instance sam_vit_b_01ec64.pth."
-        ) from error
+        raise cannot_open(checkpoint, error) from error
 
 
 def _cache_key(photo: np.ndarray, weights_hash: str, sides: int, config: SamConfig) -> str:

@@ -28,6 +28,8 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     """The state dict of a checkpoint; code in it is refused, never run."""
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise cannot_open(checkpoint, error) from error
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise JobError(
             f"{checkpoint} holds no plain weights: it is damaged, or carries code, which is not "
@@ -36,6 +38,14 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise _no_sam_checkpoint(checkpoint, "it is no table of tensors")
     return {name: tensor.float() for name, tensor in state.items()}
+
+
+def cannot_open(checkpoint: Path, error: OSError) -> JobError:
+    """No such file, or none that may be read."""
+    return JobError(
+        f"The SAM checkpoint {checkpoint} cannot be opened ({error.strerror}). Choose the file of "
+        "weights, for instance sam_vit_b_01ec64.pth."
+    )
 
 
 def _no_sam_checkpoint(checkpoint: Path, why: str) -> JobError:
