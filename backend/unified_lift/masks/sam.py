@@ -21,7 +21,7 @@ from unified_lift.masks.sam_model import (
     import_segment_anything,
     read_weights,
 )
-from unified_lift.protocol import JobError, Report, replace
+from unified_lift.protocol import Report, replace
 
 
 def sam_label_maps(
