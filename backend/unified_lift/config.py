@@ -148,7 +148,7 @@ class SurfaceMaskConfig:
     # Truncated signed distance field on sparse voxels (Curless and Levoy 1996).
     voxel_pixels: float = 2.0  # h: this many pixels at the depth below
     voxel_depth_percentile: float = 30.0
-    max_voxels: int = 1_500_000  # h is raised until there are no more than this
+    max_voxels: int = 1_000_000  # with points of two views; h is raised until there are no more
     truncation: float = 4.0  # h
     free_space_weight: float = 0.3  # of a view that looks through a voxel; 1 near its surface
     near: float = 2.0  # h; a view within this distance sees the voxel and gives it its colour
@@ -172,6 +172,7 @@ class SurfaceMaskConfig:
     plane_min_mass: float = 0.04  # share of all mass
     plane_patch_share: float = 0.7  # its largest connected patch has this share of the minimum
     plane_crumb_share: float = 0.05  # connected patches below this share of it are not the plane
+    box_edge: int = 10  # pairs of touching voxels at an edge of two planes
 
     # Supervoxels, like SLIC: clusters by position, normal and colour.
     supervoxel_spacing: float = 2.0  # h
@@ -232,6 +233,15 @@ class LiftConfig:
     dissolve_support: float = 0.2  # objects shown in a smaller share of their views dissolve
     dissolve_step: float = 0.1
     dissolve_rounds: int = 2
+
+    # Choice between two splits, group by group of objects that overlap.
+    group_overlap: float = 0.5  # share of the smaller object's mass, to be of one group
+    object_worth: float = 0.5  # an object counts by its IoU with masks beyond this
+    join_agreement: float = 0.2  # objects that masks join less are not taken as one
+
+    # Number of codes: one for each track of the mask graph and some to spare.
+    spare_codes: int = 8
+    spare_share: float = 0.15
 
     # Objects.
     surface_share: float = 0.5  # of its mass on a large plane makes an object a surface

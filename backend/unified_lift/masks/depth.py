@@ -104,10 +104,9 @@ def depth_map(
     depth = np.zeros(len(rays), np.float32)
     depth[opaque] = splats.depths(weights.gaussian_ids[entries], rays[opaque])
 
-    strong = weights.weights > config.depth_min_weight * FIXED_POINT
-    pixels = np.repeat(np.arange(len(rays), dtype=np.int32), np.diff(weights.indptr))[strong]
-    strong &= (depth > 0).repeat(np.diff(weights.indptr))
-    pixels = pixels[depth[pixels] > 0]
+    pixels = np.repeat(np.arange(len(rays), dtype=np.int32), np.diff(weights.indptr))
+    strong = (weights.weights > config.depth_min_weight * FIXED_POINT) & (depth[pixels] > 0)
+    pixels = pixels[strong]
     each = splats.depths(weights.gaussian_ids[strong], rays[pixels])
     agree = np.abs(each - depth[pixels]) < config.depth_spread * depth[pixels]
     share = weights.weights[strong] * agree.astype(np.float32)

@@ -13,6 +13,8 @@ from unified_lift.masks.fusion import Surface
 from unified_lift.masks.voxels import components
 
 MIN_INLIERS = 10  # to fit a plane
+BOX_FACES = 3  # planes that meet at convex edges are a box
+FACES_COS = 0.5  # faces of a box are turned to each other by more than this
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,13 @@ class Plane:
 
 @dataclass(frozen=True)
 class SurfacePlanes:
-    """The planes of a scene, numbered from 1, and the voxels that lie on them.
+    """The planes of a scene, numbered from 1, and the surface of which they are parts.
 
     Attributes:
         planes: P planes, the heaviest first.
-        positions: (m, 3) float32, voxels on planes, world frame.
-        plane_of_voxel: (m,) int32, 1..P.
-        reach: how far a Gaussian may lie from such a voxel, world units.
+        positions: (n, 3) float32, voxels of the whole surface, world frame.
+        plane_of_voxel: (n,) int32, 1..P, 0 = on no plane.
+        reach: how far a Gaussian may lie from its voxel, world units.
     """
 
     planes: tuple[Plane, ...]
@@ -78,7 +80,7 @@ def find_surface_planes(surface: Surface, config: SurfaceMaskConfig) -> tuple[li
     ids = np.zeros(len(free), np.int32)
     planes: list[Plane] = []
     for _ in range(2 * config.max_planes):
-        if len(planes) == config.max_planes or surface.mass[free].sum() < minimum:
+        if len(planes) == config.max_planes or surface.mass[free].sum() <= minimum:
             break
         plane = _best_plane(surface, free, rng, config)
         if plane is None:
@@ -91,7 +93,38 @@ def find_surface_planes(surface: Surface, config: SurfaceMaskConfig) -> tuple[li
         if patches is not None:
             planes.append(plane)
             ids[patches] = len(planes)
-    return planes, ids
+    return _without_boxes(surface, planes, ids, config)
+
+
+def _without_boxes(
+    surface: Surface, planes: list[Plane], ids: np.ndarray, config: SurfaceMaskConfig
+) -> tuple[list[Plane], np.ndarray]:
+    """Leave out planes that are faces of one box: a thing that fills the photos has large faces.
+
+    Two planes that meet at a convex edge may be a table top and its front; three are a box.
+    """
+    edges = np.sort(ids[surface.neighbours], axis=1)
+    edges = edges[(edges[:, 0] > 0) & (edges[:, 0] < edges[:, 1])]
+    pairs, lengths = np.unique(edges, axis=0, return_counts=True)
+    long = lengths >= config.box_edge
+    convex = [pair - 1 for pair in pairs[long] if _meet_convex(surface, planes, ids, *pair)]
+    box = components(np.reshape(convex, (-1, 2)).astype(int), len(planes))
+    is_face = np.bincount(box, minlength=1)[box] >= BOX_FACES
+    numbers = np.concatenate([[0], np.where(is_face, 0, np.cumsum(~is_face))]).astype(np.int32)
+    return [plane for plane, face in zip(planes, is_face) if not face], numbers[ids]
+
+
+def _meet_convex(
+    surface: Surface, planes: list[Plane], ids: np.ndarray, first: int, second: int
+) -> bool:
+    """Whether each of two planes that face different ways lies behind the other."""
+    one, other = planes[first - 1], planes[second - 1]
+    if one.normal @ other.normal > FACES_COS:
+        return False
+    behind = (surface.positions[ids == second].mean(0) - one.center) @ one.normal < 0
+    return bool(
+        behind and (surface.positions[ids == first].mean(0) - other.center) @ other.normal < 0
+    )
 
 
 def _best_plane(

@@ -12,6 +12,7 @@ from unified_lift.masks.fusion import Surface
 from unified_lift.masks.linkage import Contacts, average_linkage, ordered_pairs
 from unified_lift.masks.planes import Plane
 from unified_lift.masks.voxels import cell_keys, components, group_means, unit
+from unified_lift.protocol import JobError
 
 # Bins of a Lab histogram: number, first edge and width for L, a and b.
 BINS = np.array([4, 15, 15])
@@ -34,10 +35,18 @@ def segment(
     Returns:
         the region of each voxel (n,) int32, from 1, the heaviest first, 0 = none; and the regions
         that are planes, (P,) int32.
+
+    Raises:
+        JobError: too few pixels show the surface.
     """
     positions, normals = flatten(surface, planes, plane_of_voxel)
     nodes = all_supervoxels(surface, positions, normals, plane_of_voxel, config)
     used = nodes >= 0
+    if not used.any():
+        raise JobError(
+            "The photos hardly overlap: no piece of surface has two pixels. Take more photos, or "
+            "use larger ones."
+        )
     means = (group_means(nodes[used], x[used]) for x in (positions, normals, surface.colors))
     contacts = crease_contacts(nodes, surface.neighbours, *means, config)
     plane_of_node = np.zeros(nodes.max() + 1, np.int32)

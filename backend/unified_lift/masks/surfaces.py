@@ -16,7 +16,7 @@ from unified_lift.masks.fusion import Surface, fuse
 from unified_lift.masks.labelling import label_photo
 from unified_lift.masks.planes import Plane, SurfacePlanes, find_surface_planes
 from unified_lift.masks.regions import segment
-from unified_lift.protocol import Report
+from unified_lift.protocol import JobError, Report
 from unified_lift.rendering import Camera
 from unified_lift.rendering.weights import BlendWeights
 
@@ -53,7 +53,7 @@ def surface_label_maps(
     for photo, pixel_voxels in zip(photos, surface.pixel_voxels, strict=True):
         label_maps.append(label_photo(photo, pixel_voxels, regions, plane_regions, config))
         report.progress(len(photos) + len(label_maps), 2 * len(photos), "labels")
-    return label_maps, _surface_planes(surface, planes, plane_of_voxel)
+    return label_maps, _surface_planes(surface, planes, plane_of_voxel, config)
 
 
 def find_planes(
@@ -66,10 +66,15 @@ def find_planes(
 ) -> SurfacePlanes:
     """Find the planes of the scene where the masks come from elsewhere.
 
-    Arguments and errors as in `surface_label_maps`.
+    Arguments as in `surface_label_maps`. A scene whose surface cannot be made out has no planes:
+    that is a warning here, the masks do not depend on it.
     """
-    surface = _surface(photos, cameras, gaussians, weights, config, report)
-    return _surface_planes(surface, *find_surface_planes(surface, config))
+    try:
+        surface = _surface(photos, cameras, gaussians, weights, config, report)
+    except JobError as error:
+        report.warning(f"Floor and walls cannot be told from things. {error}")
+        return SurfacePlanes((), np.empty((0, 3), np.float32), np.empty(0, np.int32), 0.0)
+    return _surface_planes(surface, *find_surface_planes(surface, config), config)
 
 
 def _surface(
@@ -88,6 +93,7 @@ def _surface(
 
 
 def _surface_planes(
-    surface: Surface, planes: list[Plane], plane_of_voxel: np.ndarray
+    surface: Surface, planes: list[Plane], plane_of_voxel: np.ndarray, config: SurfaceMaskConfig
 ) -> SurfacePlanes:
-    return SurfacePlanes(tuple(planes), surface.positions, plane_of_voxel, surface.size)
+    reach = config.plane_max_distance * surface.size
+    return SurfacePlanes(tuple(planes), surface.positions, plane_of_voxel, reach)

@@ -1,0 +1,448 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Label maps from photos and splats: a box on a table, depth by depth, crease by crease."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from unified_lift.config import SurfaceMaskConfig
+from unified_lift.masks.depth import DepthView, depth_map, ray_directions
+from unified_lift.masks.fusion import candidate_voxels, fuse, voxel_size
+from unified_lift.masks.labelling import add_flat_things, fill_gaps, label_photo, snap
+from unified_lift.masks.linkage import Contacts, average_linkage
+from unified_lift.masks.planes import find_surface_planes
+from unified_lift.masks.regions import segment
+from unified_lift.masks.surfaces import find_planes, surface_label_maps
+from unified_lift.masks.voxels import cell_keys, dilate, neighbour_pairs
+from unified_lift.protocol import Cancelled, JobError, SilentReport
+from unified_lift.rendering import Camera, load_engine
+from unified_lift.rendering.weights import BlendWeights
+
+WIDTH, HEIGHT, FOCAL = 96, 72, 90.0
+CONFIG = SurfaceMaskConfig(reference_side=WIDTH, flat_min_area=30)
+BOX, TABLE = 0.4, 1.5  # half width of the box, as high as wide; radius of the table
+NOTHING, ON_TABLE, ON_BOX = 0, 1, 2
+
+
+class Warnings(SilentReport):
+    def __init__(self):
+        self.texts = []
+
+    def warning(self, text):
+        self.texts.append(text)
+
+
+class CancelAt(SilentReport):
+    def __init__(self, steps):
+        self.left = steps
+
+    def progress(self, step, total, message=""):
+        self.left -= 1
+        if self.left < 0:
+            raise Cancelled
+
+
+def look_at_origin(angle, height=2.0, distance=3.0):
+    """World-to-camera matrix (4, 4) of a camera that looks at the box."""
+    eye = np.array([distance * np.cos(angle), distance * np.sin(angle), height])
+    forward = -eye / np.linalg.norm(eye)
+    right = np.cross(forward, [0, 0, 1])
+    right /= np.linalg.norm(right)
+    rotation = np.stack([right, np.cross(forward, right), forward])
+    viewmat = np.eye(4)
+    viewmat[:3, :3], viewmat[:3, 3] = rotation, -rotation @ eye
+    return viewmat
+
+
+def trace(viewmat):
+    """Exact view of the box on the table: DepthView and what each pixel shows (H, W)."""
+    rotation, translation = viewmat[:3, :3], viewmat[:3, 3]
+    focal, center = np.array([FOCAL, FOCAL]), np.array([WIDTH / 2, HEIGHT / 2])
+    rays = ray_directions(focal, center, WIDTH, HEIGHT) @ rotation  # z = 1, so t is depth
+    eye = -rotation.T @ translation
+    with np.errstate(divide="ignore", invalid="ignore"):
+        table = -eye[2] / rays[..., 2]
+        far = np.hypot(*np.moveaxis((eye + table[..., None] * rays)[..., :2], -1, 0)) > TABLE
+        table[(table <= 0) | far] = np.inf
+        low = (np.array([-BOX, -BOX, 0]) - eye) / rays
+        high = (np.array([BOX, BOX, 2 * BOX]) - eye) / rays
+    enter, leave = np.minimum(low, high).max(-1), np.maximum(low, high).min(-1)
+    box = np.where(enter < leave, enter, np.inf)
+    depth = np.minimum(table, box)
+    truth = np.where(np.isinf(depth), NOTHING, np.where(box < table, ON_BOX, ON_TABLE))
+    depth = np.where(np.isinf(depth), 0, depth).astype(np.float32)
+    arrays = (x.astype(np.float32) for x in (rotation, translation, focal, center))
+    return DepthView(*arrays, depth), truth
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """Twelve exact views: photos, DepthViews, truths."""
+    views, truths = zip(*(trace(look_at_origin(angle)) for angle in np.arange(12) * np.pi / 6))
+    colors = np.array([[20, 20, 20], [150, 120, 90], [60, 90, 160]], np.uint8)
+    return [colors[truth] for truth in truths], list(views), list(truths)
+
+
+@pytest.fixture(scope="module")
+def surface(scene):
+    return fuse(scene[0], scene[1], CONFIG, SilentReport())
+
+
+# ---- depth
+
+
+def splats(means, quats, scales):
+    num = len(means)
+    return {
+        "means": torch.tensor(means, dtype=torch.float32),
+        "quats": torch.tensor(quats, dtype=torch.float32),
+        "scales": torch.tensor(scales, dtype=torch.float32).log(),
+        "opacities": torch.full((num,), 5.0),
+        "sh0": torch.zeros(num, 1, 3),
+        "shN": torch.zeros(num, 0, 3),
+    }
+
+
+def one_pixel(weights):
+    """Blend weights of a single pixel that shows Gaussians 0, 1, 2... with these weights."""
+    num = len(weights)
+    fixed = np.round(np.array(weights) * 65535).astype(np.uint16)
+    return BlendWeights(np.array([0, num]), np.arange(num, dtype=np.int32), fixed, 1, 1, num)
+
+
+def pixel_depth(depths, weights):
+    """Depth of a pixel with a row of small spheres on its ray."""
+    row = splats(
+        [[0, 0, z] for z in depths], [[1, 0, 0, 0]] * len(depths), [[0.01] * 3] * len(depths)
+    )
+    K = torch.tensor([[10.0, 0, 0.5], [0, 10, 0.5], [0, 0, 1]])
+    camera = Camera(torch.eye(4), K, 1, 1)
+    return float(depth_map(row, one_pixel(weights), camera, CONFIG)[0, 0])
+
+
+def test_depth_is_the_mean_of_the_splats_near_the_median_one():
+    assert pixel_depth([2.0, 2.02], [0.4, 0.4]) == pytest.approx(2.01, abs=1e-3)
+
+
+def test_a_veil_in_front_and_a_glow_behind_do_not_move_the_depth():
+    assert pixel_depth([1.0, 2.0, 5.0], [0.2, 0.6, 0.2]) == pytest.approx(2, abs=1e-3)
+
+
+def test_where_half_shines_through_there_is_no_depth():
+    assert pixel_depth([2.0], [0.45]) == 0
+    assert pixel_depth([2.0], [0.55]) == pytest.approx(2, abs=1e-3)
+
+
+def test_depth_of_a_slanted_disc_is_that_of_its_plane():
+    """A flat disc, turned by 40 degrees about x, in the middle of a rendered view."""
+    turn = np.radians(40)
+    disc = splats([[0, 0, 3]], [[np.cos(turn / 2), np.sin(turn / 2), 0, 0]], [[0.5, 0.5, 1e-3]])
+    K = torch.tensor([[40.0, 0, 12], [0, 40, 12], [0, 0, 1]])
+    camera = Camera(torch.eye(4), K, 24, 24)
+    engine = load_engine("reference")
+    names = ("means", "quats", "scales", "opacities")
+    weights = engine.blend_weights(*(disc[name] for name in names), camera)
+    depth = depth_map(disc, weights, camera, CONFIG)
+    slope = ((np.arange(24) + 0.5 - 12) / 40)[:, None]
+    plane = 3 / (1 - np.tan(turn) * slope) + np.zeros((1, 24))
+    seen = depth > 0
+    assert seen.sum() > 100
+    assert np.abs(depth - plane)[seen].max() < 0.01
+
+
+def test_points_of_pixels_project_back_onto_them(scene):
+    view = scene[1][3]
+    seen = view.depth.ravel() > 0
+    indices, pixels, depth = view.project(view.points().reshape(-1, 3)[seen])
+    assert len(indices) == seen.sum()
+    assert np.array_equal(pixels, np.nonzero(seen)[0])
+    assert depth == pytest.approx(view.depth.ravel()[seen], rel=1e-5)
+
+
+# ---- voxels and surface
+
+
+def test_neighbours_are_cells_that_touch():
+    cells = np.array([[0, 0, 0], [1, 1, 1], [-1, 0, 0], [2, 0, 0], [5, 5, 5]]) + 0.5
+    keys = np.sort(cell_keys(cells, 1.0))
+    order = [list(cell_keys(cells, 1.0)).index(key) for key in keys]
+    pairs = {frozenset((order[a], order[b])) for a, b in neighbour_pairs(keys)}
+    assert pairs == {frozenset(pair) for pair in ((0, 1), (0, 2), (1, 3))}
+
+
+def test_dilation_adds_the_26_neighbours():
+    around = dilate(cell_keys(np.array([[0.5, 0.5, 0.5]]), 1.0))
+    offsets = np.stack(np.meshgrid(*[[-0.5, 0.5, 1.5]] * 3), -1).reshape(-1, 3)
+    assert np.array_equal(around, np.sort(cell_keys(offsets, 1.0)))
+
+
+def test_the_surface_is_where_the_things_are(surface):
+    x, y, z = np.abs(surface.positions).T
+    to_table = np.where(np.hypot(x, y) < TABLE + surface.size, z, np.inf)
+    to_side = np.abs(np.maximum(x, y) - BOX) + np.maximum(z - 2 * BOX, 0)
+    to_lid = np.abs(z - 2 * BOX) + np.maximum(np.maximum(x, y) - BOX, 0)
+    distance = np.minimum(np.minimum(to_table, to_side), to_lid)
+    assert np.percentile(distance, 95) < surface.size
+    assert np.median(distance) < surface.size / 4
+
+
+def test_normals_point_to_the_cameras(surface):
+    x, y, z = surface.positions.T
+    table = (np.abs(z) < 0.02) & (np.hypot(x, y) > 0.9) & (np.hypot(x, y) < 1.3)
+    assert np.median(surface.normals[table, 2]) > 0.99
+
+
+def test_too_many_voxels_make_them_larger(scene):
+    wished = voxel_size(scene[1], CONFIG)
+    size, keys = candidate_voxels(scene[1], wished, CONFIG)
+    assert size == wished
+    few = replace(CONFIG, max_voxels=300)
+    coarse, fewer = candidate_voxels(scene[1], wished, few)
+    assert coarse > wished
+    assert len(fewer) <= 27 * few.max_voxels < len(keys)
+
+
+def test_a_scene_as_wide_as_a_town_keeps_its_number_of_voxels(scene):
+    """Points thousands of times farther than the box neither fail nor eat the memory."""
+    photos, views, _ = scene
+    far = [replace(view, depth=np.where(view.depth > 0, view.depth, 5e4)) for view in views]
+    whole = fuse(photos, far, replace(CONFIG, max_voxels=20_000), SilentReport())
+    assert len(whole.positions) < 27 * 20_000
+
+
+# ---- planes and regions
+
+
+def test_the_table_is_a_plane_and_the_box_is_not(surface):
+    planes, ids = find_surface_planes(surface, CONFIG)
+    assert planes[0].normal == pytest.approx([0, 0, 1], abs=0.02)
+    x, y, z = surface.positions.T
+    table = (np.abs(z) < surface.size) & (np.hypot(x, y) > BOX * 2)
+    assert (ids[table] == 1).mean() > 0.95
+    assert not (ids[z > BOX] == 1).any()
+
+
+def test_the_large_faces_of_a_box_are_no_planes(surface):
+    faces = replace(CONFIG, plane_min_mass=0.005, max_planes=8)
+    planes, ids = find_surface_planes(surface, faces)
+    assert [plane.normal.round(1).tolist() for plane in planes] == [[0, 0, 1]]
+    assert not ids[surface.positions[:, 2] > 3 * surface.size].any()
+
+
+def test_box_and_table_become_one_region_each(scene, surface):
+    photos, _, truths = scene
+    labels, planes = label_scene(photos, surface)
+    table, box = majority(labels, truths, ON_TABLE), majority(labels, truths, ON_BOX)
+    assert table in planes and box not in planes and box != NOTHING
+    for value, truth in ((table, ON_TABLE), (box, ON_BOX)):
+        assert iou(labels, value, truths, truth) > 0.8
+
+
+def label_scene(photos, surface, config=CONFIG):
+    planes, ids = find_surface_planes(surface, config)
+    regions, plane_regions = segment(surface, planes, ids, config)
+    maps = [
+        label_photo(photo, voxels, regions, plane_regions, config)
+        for photo, voxels in zip(photos, surface.pixel_voxels)
+    ]
+    return np.stack(maps), plane_regions
+
+
+def majority(labels, truths, value):
+    return np.bincount(labels[np.stack(truths) == value]).argmax()
+
+
+def iou(labels, label, truths, truth):
+    a, b = labels == label, np.stack(truths) == truth
+    return (a & b).sum() / (a | b).sum()
+
+
+def test_without_a_plane_things_are_still_found(scene, surface):
+    """The same scene where nothing is large enough to be a plane."""
+    photos, _, truths = scene
+    labels, planes = label_scene(photos, surface, replace(CONFIG, plane_min_mass=1.1))
+    assert len(planes) == 0
+    box = majority(labels, truths, ON_BOX)
+    assert box not in (NOTHING, majority(labels, truths, ON_TABLE))
+    assert iou(labels, box, truths, ON_BOX) > 0.8
+
+
+@pytest.mark.parametrize("num", [2, 3, 5])
+def test_few_views_suffice(scene, num):
+    photos, views, truths = (values[:num] for values in scene)
+    labels, _ = label_scene(photos, fuse(photos, views, CONFIG, SilentReport()))
+    box = majority(labels, truths, ON_BOX)
+    assert box not in (NOTHING, majority(labels, truths, ON_TABLE))
+
+
+def test_a_leak_does_not_join_two_objects():
+    """Two squares of nodes; one short contact between them is good, the long ones are bad."""
+    pairs = np.array([[0, 1], [2, 3], [0, 2], [1, 3]])
+    contacts = Contacts(pairs, np.array([9.0, 9, 1, 9]), np.array([0.8, 0.8, 0.9, -0.5]))
+    free = np.zeros(4, bool)
+    alone = average_linkage(4, replace(contacts, affinity=np.array([0.8, 0.8, -0.1, -0.5])), free)
+    assert alone[0] == alone[1] != alone[2] == alone[3]
+    leaking = average_linkage(
+        4, replace(contacts, affinity=np.array([0.95, 0.95, 0.9, -0.5])), free
+    )
+    assert leaking[0] == leaking[1] != leaking[2] == leaking[3]
+
+
+def test_locked_clusters_are_never_joined():
+    contacts = Contacts(np.array([[0, 1], [1, 2]]), np.ones(2), np.array([0.9, 0.8]))
+    clusters = average_linkage(3, contacts, np.array([True, False, True]))
+    assert clusters[0] == clusters[1] != clusters[2]
+
+
+def slow_linkage(num, contacts, locked):
+    """Average linkage as defined: recompute everything, join the best pair, repeat."""
+    clusters = np.arange(num)
+    while True:
+        joined = contacts.joined(clusters)
+        for row in np.argsort(-joined.affinity):
+            a, b = joined.pairs[row]
+            both = locked[clusters == a].any() and locked[clusters == b].any()
+            if joined.affinity[row] > 0 and not both:
+                clusters[clusters == b] = a
+                break
+        else:
+            return clusters
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_linkage_agrees_with_its_definition(seed):
+    rng = np.random.default_rng(seed)
+    pairs = np.stack(np.triu_indices(14, 1), 1)[rng.random(91) < 0.4]
+    contacts = Contacts(pairs, rng.uniform(1, 9, len(pairs)), rng.uniform(-1, 1, len(pairs)))
+    locked = rng.random(14) < 0.2
+    fast, slow = average_linkage(14, contacts, locked), slow_linkage(14, contacts, locked)
+    assert np.array_equal(fast[:, None] == fast, slow[:, None] == slow)
+
+
+# ---- labels
+
+
+def test_gaps_are_filled_as_far_as_the_reach():
+    labels = np.zeros((1, 12), np.int32)
+    labels[0, 0] = 7
+    assert fill_gaps(labels, 3.0).tolist() == [[7] * 4 + [0] * 8]
+
+
+def paper_on_a_plane(colors):
+    photo = np.full((60, 80, 3), (150, 120, 90), np.uint8)
+    for (top, left), color in colors.items():
+        photo[top : top + 20, left : left + 24] = color
+    return photo
+
+
+def test_paper_on_a_plane_gets_a_label_of_its_own():
+    photo = paper_on_a_plane({(20, 30): (240, 240, 240)})
+    labels = add_flat_things(photo, np.ones((60, 80), np.int32), np.array([1]), 5, 1.0, CONFIG)
+    paper = photo[..., 0] == 240
+    assert set(np.unique(labels)) == {1, 5}
+    assert (labels[paper] == 5).mean() > 0.6 and (labels[~paper] == 1).mean() > 0.95
+
+
+def test_colour_on_a_thing_that_is_no_plane_stays_part_of_it():
+    photo = paper_on_a_plane({(20, 30): (240, 240, 240)})
+    labels = np.ones((60, 80), np.int32)
+    assert (add_flat_things(photo, labels, np.array([2]), 5, 1.0, CONFIG) == 1).all()
+
+
+def test_borders_snap_to_colour_edges():
+    photo = paper_on_a_plane({(20, 30): (240, 240, 240)})
+    labels = np.ones((60, 80), np.int32)
+    labels[20:40, 32:56] = 2  # two columns off
+    snapped = snap(photo, labels, 1.0, replace(CONFIG, snap_sigma=0.1))
+    assert np.array_equal(snapped == 2, photo[..., 0] == 240)
+
+
+# ---- the whole way
+
+
+@pytest.fixture(scope="module")
+def trained(scene):
+    """Splats as a perfect training would leave them: small discs on box and table."""
+    rng = np.random.default_rng(0)
+    radius, angle = TABLE * np.sqrt(rng.random(2500)), 2 * np.pi * rng.random(2500)
+    table = np.stack([radius * np.cos(angle), radius * np.sin(angle), np.zeros(2500)], 1)
+    table = table[np.abs(table[:, :2]).max(1) > BOX]
+    axis, sign = rng.integers(0, 3, 900), rng.choice([-1, 1], 900)
+    box = rng.uniform(-BOX, BOX, (900, 3))
+    box[np.arange(900), axis] = sign * BOX
+    box[:, 2] += BOX
+    turns = np.array([[0.5**0.5, 0, 0.5**0.5, 0], [0.5**0.5, 0.5**0.5, 0, 0], [1, 0, 0, 0]])
+    quats = np.concatenate([np.tile([1.0, 0, 0, 0], (len(table), 1)), turns[axis]])
+    means = np.concatenate([table, box])
+    gaussians = splats(means, quats, np.tile([0.045, 0.045, 0.002], (len(means), 1)))
+    K = torch.tensor([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]])
+    poses = [look_at_origin(angle) for angle in np.arange(12) * np.pi / 6]
+    cameras = [Camera(torch.tensor(p, dtype=torch.float32), K, WIDTH, HEIGHT) for p in poses]
+    return gaussians, cameras
+
+
+@pytest.fixture(scope="module")
+def weights(trained):
+    return blend_weights(*trained)
+
+
+def blend_weights(gaussians, cameras):
+    engine = load_engine("cpu")
+    names = ("means", "quats", "scales", "opacities")
+    return [engine.blend_weights(*(gaussians[name] for name in names), c) for c in cameras]
+
+
+def test_photos_and_splats_become_label_maps(scene, trained, weights):
+    photos, _, truths = scene
+    maps, planes = surface_label_maps(
+        photos, trained[1], trained[0], weights, CONFIG, SilentReport()
+    )
+    assert [labels.dtype for labels in maps] == [np.int32] * 12
+    assert all(labels.shape == (HEIGHT, WIDTH) for labels in maps)
+    box = majority(np.stack(maps), truths, ON_BOX)
+    assert iou(np.stack(maps), box, truths, ON_BOX) > 0.75
+    on_plane = planes.plane_of_gaussian(trained[0]["means"].numpy()) == 1
+    means = trained[0]["means"].numpy()
+    assert on_plane[np.linalg.norm(means, axis=1) > 0.9].mean() > 0.95
+    assert not on_plane[means[:, 2] > BOX].any()
+
+
+def test_equal_input_gives_equal_labels(scene, trained, weights):
+    args = (scene[0], trained[1], trained[0], weights, CONFIG, SilentReport())
+    first, second = surface_label_maps(*args)[0], surface_label_maps(*args)[0]
+    assert all(np.array_equal(a, b) for a, b in zip(first, second))
+
+
+def test_masks_from_elsewhere_get_the_same_planes(scene, trained, weights):
+    args = (scene[0], trained[1], trained[0], weights, CONFIG, SilentReport())
+    (plane, *_), (same, *_) = find_planes(*args).planes, surface_label_maps(*args)[1].planes
+    assert np.array_equal(plane.normal, same.normal)
+
+
+@pytest.mark.parametrize("steps", [3, 15])
+def test_a_cancel_stops_within_a_view(scene, trained, weights, steps):
+    with pytest.raises(Cancelled):
+        surface_label_maps(scene[0], trained[1], trained[0], weights, CONFIG, CancelAt(steps))
+
+
+def test_a_scene_without_surfaces_is_refused(scene, trained):
+    gaussians = {**trained[0], "opacities": torch.full_like(trained[0]["opacities"], -6)}
+    args = (scene[0], trained[1], gaussians, blend_weights(gaussians, trained[1]), CONFIG)
+    with pytest.raises(JobError, match="nowhere opaque in any of its 12 photos"):
+        surface_label_maps(*args, SilentReport())
+    report = Warnings()
+    planes = find_planes(*args, report)
+    assert len(report.texts) == 1
+    assert not planes.plane_of_gaussian(np.zeros((3, 3), np.float32)).any()
+
+
+def test_views_without_overlap_are_refused(scene, trained, weights):
+    """Two photos of the box from sides that show nothing in common."""
+    photos, views, _ = scene
+    left, right = (replace(view, depth=view.depth.copy()) for view in (views[0], views[0]))
+    left.depth[:, WIDTH // 2 - 8 :] = 0
+    right.depth[:, : WIDTH // 2 + 8] = 0
+    with pytest.raises(JobError, match="No surface is seen by two of the 2 photos"):
+        fuse(photos[:2], [left, right], CONFIG, SilentReport())
