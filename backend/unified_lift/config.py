@@ -200,6 +200,8 @@ class SurfaceMaskConfig:
     flat_min_inside: float = 0.6  # share in the plane
     flat_min_solidity: float = 0.7
     flat_max_share: float = 0.25  # of the plane's pixels in the view
+    flat_same_color: float = 10.0  # colour difference, with lightness halved
+    flat_max_repeats: float = 4.0  # as much of its colour elsewhere in the plane is a pattern
     snap_scale: float = 40.0  # felzenszwalb of the photo: its segments take one label
     snap_sigma: float = 0.6
     snap_min_area: float = 20.0  # pixels

@@ -345,6 +345,18 @@ def test_paper_on_a_plane_gets_a_label_of_its_own():
     assert (labels[paper] == 5).mean() > 0.6 and (labels[~paper] == 1).mean() > 0.95
 
 
+def test_tiles_and_printed_roses_are_no_things():
+    tops, lefts = np.meshgrid(np.arange(4, 210, 40), np.arange(4, 290, 48))
+    tiles = {corner: (240, 240, 240) for corner in zip(tops.ravel(), lefts.ravel())}
+    paper = {(60, 80): (40, 90, 160)}
+    photo = np.full((240, 320, 3), (150, 120, 90), np.uint8)
+    for (top, left), color in {**tiles, **paper}.items():
+        photo[top : top + 20, left : left + 24] = color
+    labels = add_flat_things(photo, np.ones((240, 320), np.int32), np.array([1]), 5, 1.0, CONFIG)
+    assert set(np.unique(labels)) == {1, 5}
+    assert (photo[labels == 5, 2] == 160).all()
+
+
 def test_colour_on_a_thing_that_is_no_plane_stays_part_of_it():
     photo = paper_on_a_plane({(20, 30): (240, 240, 240)})
     labels = np.ones((60, 80), np.int32)

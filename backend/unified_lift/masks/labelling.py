@@ -6,10 +6,12 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse
 from scipy import ndimage
+from skimage.color import rgb2lab
 from skimage.measure import regionprops
 from skimage.segmentation import felzenszwalb
 
 from unified_lift.config import SurfaceMaskConfig
+from unified_lift.masks.regions import LAB_WEIGHTS
 
 
 def label_photo(
@@ -69,6 +71,7 @@ def add_flat_things(
     segments = colour_segments(photo, config.flat_scale, config.flat_sigma, min_area, scale)
     in_plane = np.isin(labels, plane_regions)
     share = np.bincount(segments.ravel(), in_plane.ravel()) / np.bincount(segments.ravel())
+    colors = rgb2lab(photo).astype(np.float32) * LAB_WEIGHTS.astype(np.float32)
     pixels = np.bincount(labels.ravel())
     result = labels.copy()
     for segment in regionprops(np.where(in_plane, segments + 1, 0)):
@@ -76,11 +79,28 @@ def add_flat_things(
             continue
         where = tuple(segment.coords.T)
         plane = np.bincount(labels[where]).argmax()
-        small = segment.area <= config.flat_max_share * pixels[plane]
-        if small and segment.solidity >= config.flat_min_solidity:
+        if segment.area > config.flat_max_share * pixels[plane]:
+            continue
+        around = colors[(labels == plane) & (segments != segment.label - 1)]
+        if segment.solidity >= config.flat_min_solidity and not repeats(
+            colors[where], around, config
+        ):
             result[where] = first_label
             first_label += 1
     return result
+
+
+def repeats(inside: np.ndarray, around: np.ndarray, config: SurfaceMaskConfig) -> bool:
+    """Whether a segment's colour recurs in its plane: a tile or a printed rose, not a thing.
+
+    Args:
+        inside: (n, 3) colours of the segment.
+        around: (m, 3) colours of the rest of its plane.
+        config: `flat_same_color` and `flat_max_repeats`.
+    """
+    difference = np.linalg.norm(around - np.median(inside, 0), axis=1)
+    alike = np.count_nonzero(difference < config.flat_same_color)
+    return alike > config.flat_max_repeats * len(inside)
 
 
 def snap(
