@@ -21,10 +21,10 @@ def compact(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) ->
     Returns:
         (N,) int64 ids from 0 without gaps, -1 = none.
     """
-    object_ids = _without_gaps(object_ids)
+    object_ids = without_gaps(object_ids)
     object_ids = revote(incidence, object_ids, config.vote_rounds, config)
     object_ids = merge(incidence, object_ids, config)
-    return _without_gaps(dissolve(incidence, object_ids, config))
+    return without_gaps(dissolve(incidence, object_ids, config))
 
 
 def masses(
@@ -131,6 +131,16 @@ def merge_profiles(incidence: Incidence, in_masks: np.ndarray, config: LiftConfi
     return np.unique(owner, return_inverse=True)[1]
 
 
+def agreement(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
+    """Chance (K, K) that a pixel of one object and one of another lie in the same mask.
+
+    Averaged over the views that see both; -1 for pairs that too few views see.
+    """
+    in_masks, _ = masses(incidence, object_ids, int(object_ids.max()) + 1)
+    profiles = _profiles(incidence, in_masks.T)
+    return _agreement(*profiles, *profiles, config)
+
+
 def _profiles(incidence: Incidence, in_masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weighted share of each mask in its view's mass (K, M), and the views' weights (K, V)."""
     in_views = incidence.sum_views(in_masks.T).T
@@ -151,10 +161,6 @@ def _agreement(
     other_weights: np.ndarray,
     config: LiftConfig,
 ) -> np.ndarray:
-    """Chance that pixels of two objects lie in one mask, averaged over views that see both.
-
-    -1 for pairs that too few views see.
-    """
     seen = weights @ other_weights.T
     agree = (shares @ other_shares.T) / np.maximum(seen, 1e-9)
     return np.where(seen > config.merge_min_views, agree, -1)
@@ -171,15 +177,22 @@ def support(
     Returns:
         That share, 0..1, and the number of such views (K,) int.
     """
+    best, weights = best_ious(incidence, object_ids, num_objects)
+    shown = best > config.support_iou
+    share = (weights * shown).sum(0) / np.maximum(weights.sum(0), 1e-6)
+    return share, shown.sum(0)
+
+
+def best_ious(
+    incidence: Incidence, object_ids: np.ndarray, num_objects: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """IoU (V, K) of each object with the mask that shows it best, and `view_weights` (V, K)."""
     in_masks, in_views = masses(incidence, object_ids, num_objects)
     area = in_masks.sum(1, keepdims=True)
     iou = in_masks / np.maximum(area + in_views[incidence.mask_views] - in_masks, 1e-6)
     best = np.zeros_like(in_views)
     np.maximum.at(best, incidence.mask_views, iou)
-    shown = best > config.support_iou
-    weights = view_weights(in_views.T).T
-    share = (weights * shown).sum(0) / np.maximum(weights.sum(0), 1e-6)
-    return share, shown.sum(0)
+    return best, view_weights(in_views.T).T
 
 
 def dissolve(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
@@ -201,6 +214,7 @@ def dissolve(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -
     return object_ids
 
 
-def _without_gaps(object_ids: np.ndarray) -> np.ndarray:
+def without_gaps(object_ids: np.ndarray) -> np.ndarray:
+    """Number the ids in use from 0; -1 stays."""
     used = np.unique(object_ids[object_ids >= 0])
     return np.where(object_ids >= 0, np.searchsorted(used, object_ids), -1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unified_lift.config import FeatureConfig
+from unified_lift.config import FeatureConfig, LiftConfig
 from unified_lift.lift.association import (
     associate,
     follow,
@@ -19,6 +19,7 @@ from unified_lift.lift.association import (
     mask_scores,
     repelled_codes,
 )
+from unified_lift.lift.incidence import Incidence
 from unified_lift.lift.losses import (
     codebook_loss,
     contrastive_loss,
@@ -55,6 +56,23 @@ def train_features(
     Returns:
         features (N, D) and codebook (K, D), float32, unit length.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # steps are too small for more, and sums keep their order
+    try:
+        return _train(weights, label_maps, num_gaussians, num_codes, config, seed, report)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(
+    weights: list[BlendWeights],
+    label_maps: list[np.ndarray | None],
+    num_gaussians: int,
+    num_codes: int,
+    config: FeatureConfig,
+    seed: int,
+    report: Report,
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     state = _start(num_gaussians, num_codes, config, generator)
     views = [i for i, labels in enumerate(label_maps) if labels is not None and labels.any()]
@@ -66,6 +84,19 @@ def train_features(
         state = _train_step(state, weights[view], pixels, masks, num_masks, step, config)
         report.progress(step + 1, config.steps)
     return state.features.detach(), normalize(state.code_sums, dim=1)
+
+
+def count_codes(tracks: np.ndarray, incidence: Incidence, config: LiftConfig) -> int:
+    """How many codes the masks suggest: one for each track, and some to spare.
+
+    Args:
+        tracks: (N,) int from `split_by_votes`, before compaction; -1 = none.
+        incidence: N Gaussians; a view with more masks than that needs as many codes.
+        config: how many to spare. Too many split walls, too few fuse what is far apart.
+    """
+    suggested = int(tracks.max(initial=-1)) + 1
+    spare = max(config.spare_codes, int(config.spare_share * suggested))
+    return max(suggested + spare, int(np.bincount(incidence.mask_views).max(initial=0)))
 
 
 def nearest_codes(features: Tensor, codebook: Tensor) -> np.ndarray:
