@@ -31,7 +31,7 @@ def take_better(
     """
     if not (split >= 0).any() or not (other >= 0).any():
         return without_gaps(split)
-    scores, other_scores = (mask_scores(incidence, ids) for ids in (split, other))
+    scores, other_scores = (object_scores(incidence, ids) for ids in (split, other))
     joined = agreement(incidence, split, config)
     result, num = split.copy(), len(scores)
     alive = np.arange(num + len(other_scores)) < num
@@ -49,7 +49,7 @@ def take_better(
     return without_gaps(np.where(open_again, voted, result))
 
 
-def mask_scores(incidence: Incidence, object_ids: np.ndarray) -> np.ndarray:
+def object_scores(incidence: Incidence, object_ids: np.ndarray) -> np.ndarray:
     """Mean IoU (K,) of each object with the mask that shows it best, over the views that see it."""
     best, weights = best_ious(incidence, object_ids, int(object_ids.max()) + 1)
     return (weights * best).sum(0) / np.maximum(weights.sum(0), 1e-6)
