@@ -102,6 +102,10 @@ def look_through(context: Context, camera: Object) -> None:
     Where the context has a 3D viewport, it looks through the camera.
     """
     scene = context.scene
+    if camera.hide_get():  # Blender shows the photo of a visible camera only
+        if is_capture_camera(scene.camera):
+            scene.camera.hide_set(True)
+        camera.hide_set(False)
     scene.camera = camera
     _use_size(scene, camera)
     space = context.space_data

@@ -22,7 +22,7 @@ from unified_lift.protocol import (
 )
 
 from . import cameras, schema
-from .objects import JOB_KEY, SURFACE, THING, UNASSIGNED, layer_path
+from .objects import JOB_KEY, SURFACE, THING, UNASSIGNED
 
 ORIGIN = "Capture"
 MANY_CAMERAS = 24  # more than this are hidden at first: they would cover the scene
@@ -132,12 +132,12 @@ def import_job(context: Context, job_dir: Path) -> Collection:
         _add_object(entry, result.splats, origin, root)
     folder = _child(root, cameras.COLLECTION)
     folder.hide_render = True
-    cameras.add_cameras(result.capture, origin, folder)
+    views = cameras.add_cameras(result.capture, origin, folder)
+    for camera in views if len(views) > MANY_CAMERAS else ():
+        camera.hide_set(True)
+    origin.hide_set(True)  # else Blender draws a line from it to every object
     for obj in root.all_objects:
         obj.select_set(False)  # how new objects come differs between Blender's versions
-    if len(folder.objects) > MANY_CAMERAS:
-        for layer in context.scene.view_layers:
-            layer_path(layer.layer_collection, folder)[-1].hide_viewport = True
     return root
 
 

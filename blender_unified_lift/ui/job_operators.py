@@ -22,7 +22,7 @@ def why_not_segment(context: Context) -> str:
     if watch and watch.state in session.ALIVE:
         return "A job is running for this scene"
     if not preferences.get(context).backend_python:
-        return "Set the Backend Python in the add-on's preferences"
+        return "Set the Backend Python in the preferences"
     if not context.scene.unified_lift.capture_dir:
         return "Choose the capture folder"
     return ""

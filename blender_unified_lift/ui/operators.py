@@ -185,8 +185,6 @@ class UNIFIEDLIFT_OT_render_isolated(_OnSelected, Operator):
         objects.isolate(context, objects.selected(context))
         set_up_render(scene)
         scene.render.film_transparent = True
-        scene.render.image_settings.file_format = "PNG"
-        scene.render.image_settings.color_mode = "RGBA"
         bpy.ops.render.render(how)
         return {"FINISHED"}
 

@@ -16,8 +16,11 @@ from .job_operators import why_not_segment
 from .operators import renders_splats
 from .properties import FOLDER, SAM
 
-KIND_ICONS = {"thing": "OBJECT_DATA", "surface": "MESH_PLANE", "unassigned": "QUESTION"}
-PREVIEW_SCALE = 6.5
+KIND_ICONS = {"thing": "MESH_CUBE", "surface": "MESH_PLANE", "unassigned": "QUESTION"}
+PREVIEW_SCALE = 5.5
+MAX_PREVIEWS = 8  # pictures kept in memory
+LETTER_WIDTH = 6.4  # pixels of Blender's interface font on average, at scale 1
+BORDER_WIDTH = 64  # pixels of icon and margins beside a text
 _END_ICONS = {
     session.FINISHED: "TIME",
     session.IMPORTED: "CHECKMARK",
@@ -42,7 +45,7 @@ class UNIFIEDLIFT_PT_segment(_Tab, Panel):
         layout = self.layout
         watch = session.watch_of(context.scene)
         if watch and watch.state in session.ALIVE:
-            _draw_progress(layout, watch)
+            _draw_progress(layout, context, watch)
             return
         _draw_settings(layout, context)
         reason = why_not_segment(context)
@@ -50,7 +53,7 @@ class UNIFIEDLIFT_PT_segment(_Tab, Panel):
         row.scale_y = 1.6
         row.operator("unified_lift.segment", icon="OUTLINER_OB_POINTCLOUD")
         if reason:
-            layout.label(text=reason, icon="INFO")
+            draw_text(layout, context, reason, "INFO")
         if not preferences.get(context).backend_python:
             layout.operator("unified_lift.open_preferences", icon="PREFERENCES")
         if watch:
@@ -69,9 +72,10 @@ def _draw_settings(layout: UILayout, context: Context) -> None:
     elif settings.masks == SAM:
         column.prop(settings, "sam_checkpoint")
     column.prop(settings, "quality")
+    column.prop(settings, "device")
 
 
-def _draw_progress(layout: UILayout, watch: Watch) -> None:
+def _draw_progress(layout: UILayout, context: Context, watch: Watch) -> None:
     column = layout.column()
     left = "" if watch.seconds_left is None else f"{time_left(watch.seconds_left)} left"
     row = column.row()
@@ -80,14 +84,14 @@ def _draw_progress(layout: UILayout, watch: Watch) -> None:
     side.alignment = "RIGHT"
     side.label(text=left)
     row = column.row(align=True)
-    row.progress(factor=watch.fraction, type="BAR", text=f"{watch.fraction:.0%}")
+    row.progress(factor=watch.fraction, text=f"{watch.fraction:.0%}")
     row.operator("unified_lift.cancel", text="", icon="X")
     if watch.state == session.HUNG:
         column.label(
             text="No sign of life for a minute: cancel, then look at the log", icon="ERROR"
         )
     _draw_preview(layout, watch)
-    _draw_warnings(layout, watch)
+    _draw_warnings(layout, context, watch)
     row = layout.row(align=True)
     row.operator("unified_lift.open_job_dir", icon="FILE_FOLDER")
     row.operator("unified_lift.open_log", icon="TEXT")
@@ -123,56 +127,63 @@ def _icon(path: Path) -> int:
     """Icon of a picture, loaded again when the file has changed; only the last few are kept."""
     name = f"{path}:{path.stat().st_mtime_ns}"
     if name not in _previews:
-        if len(_previews) > 8:
+        if len(_previews) > MAX_PREVIEWS:
             _previews.clear()
         _previews.load(name, str(path), "IMAGE")
     return _previews[name].icon_id
 
 
-def _draw_warnings(layout: UILayout, watch: Watch) -> None:
+def _draw_warnings(layout: UILayout, context: Context, watch: Watch) -> None:
     if watch.warnings:
         box = layout.box()
         for text in watch.warnings:
-            draw_text(box, text, "INFO")
+            draw_text(box, context, text, "INFO")
 
 
 def _draw_end(layout: UILayout, context: Context, watch: Watch) -> None:
     """How the last job ended, and what can be done about it."""
     box = layout.box()
     row = box.row()
-    column = row.column()
-    draw_text(column, watch.message, _END_ICONS.get(watch.state, "ERROR"))
+    icon = _END_ICONS.get(watch.state, "ERROR")
+    draw_text(row.column(), context, watch.message, icon, taken=20)
     if watch.state != session.FINISHED:
         row.operator("unified_lift.forget", text="", icon="X", emboss=False)
-    _draw_warnings(layout, watch)
-    buttons = box.row(align=True)
-    if watch.state == session.CRASHED:
-        buttons.operator("unified_lift.resume", icon="PLAY")
+    _draw_warnings(box, context, watch)
     if watch.state in (session.CRASHED, session.FAILED):
+        buttons = box.row(align=True)
+        if watch.state == session.CRASHED:
+            buttons.operator("unified_lift.resume", icon="PLAY")
         buttons.operator("unified_lift.restart", icon="FILE_REFRESH")
         buttons.operator("unified_lift.open_log", icon="TEXT")
     gone = all(session.stored_path(root) != watch.job_dir for root in objects.roots(context.scene))
     if watch.state == session.IMPORTED and gone:
-        again = buttons.operator_context
+        buttons = box.row()
         buttons.operator_context = "EXEC_DEFAULT"
-        buttons.operator("unified_lift.import_job", text="Import Again").directory = str(
-            watch.job_dir
-        )
-        buttons.operator_context = again
+        again = buttons.operator("unified_lift.import_job", text="Import Again", icon="IMPORT")
+        again.directory = str(watch.job_dir)
 
 
-def draw_text(layout: UILayout, text: str, icon: str, width: int = 42) -> None:
-    """A text of any length, in as many lines as it needs."""
+def draw_text(layout: UILayout, context: Context, text: str, icon: str, taken: int = 0) -> None:
+    """A text of any length, in as many lines as the region needs for it.
+
+    Args:
+        layout: where to draw.
+        context: of the panel.
+        text: what to draw.
+        icon: before the first line.
+        taken: pixels of the line that other things need.
+    """
+    scale = context.preferences.system.ui_scale
+    width = context.region.width / scale - BORDER_WIDTH - taken
     column = layout.column(align=True)
     column.scale_y = 0.8
-    lines = wrapped(text, width)
-    for number, line in enumerate(lines):
+    for number, line in enumerate(wrapped(text, int(width / LETTER_WIDTH))):
         column.label(text=line, icon="BLANK1" if number else icon)
 
 
 def wrapped(text: str, width: int) -> list[str]:
     """Lines of at most `width` letters; longer words (paths) are cut."""
-    return textwrap.wrap(text, width) or [""]
+    return textwrap.wrap(text, max(width, 10)) or [""]
 
 
 class UNIFIEDLIFT_PT_advanced(_Tab, Panel):
@@ -180,19 +191,24 @@ class UNIFIEDLIFT_PT_advanced(_Tab, Panel):
     bl_parent_id = "UNIFIEDLIFT_PT_segment"
     bl_options = {"DEFAULT_CLOSED"}
 
+    @classmethod
+    def poll(cls, context):
+        watch = session.watch_of(context.scene)
+        return watch is None or watch.state not in session.ALIVE
+
     def draw(self, context):
         layout = self.layout
-        layout.use_property_split = True
-        layout.use_property_decorate = False
-        settings = context.scene.unified_lift
-        layout.prop(settings, "device")
-        layout.prop(settings, "seed")
+        column = layout.column()
+        column.use_property_split = True
+        column.use_property_decorate = False
+        column.prop(context.scene.unified_lift, "seed")
         layout.operator("unified_lift.import_job", icon="IMPORT")
-        layout.operator("unified_lift.open_job_dir", icon="FILE_FOLDER")
-        preference = preferences.get(context).backend_python
-        state = environment.last_check(preference)
+        row = layout.row(align=True)
+        row.operator("unified_lift.open_job_dir", icon="FILE_FOLDER")
+        row.operator("unified_lift.open_log", icon="TEXT")
+        state = environment.last_check(preferences.get(context).backend_python)
         if isinstance(state, str):
-            draw_text(layout, state, "ERROR")
+            draw_text(layout, context, state, "ERROR")
 
 
 # ---- the objects
@@ -237,30 +253,30 @@ class UNIFIEDLIFT_PT_objects(_Tab, Panel):
         layout = self.layout
         root = objects.root(context)
         if root is None:
-            layout.label(text="No segmented scene here yet", icon="INFO")
+            draw_text(layout, context, "No segmented scene here yet", "INFO")
             return
         if not objects.rows(root):
-            layout.label(text=f"{root.name} has no objects left", icon="INFO")
+            draw_text(layout, context, f"{root.name} has no objects left", "INFO")
             return
+        settings = context.scene.unified_lift
+        identifier = UNIFIEDLIFT_UL_objects.__name__
+        layout.template_list(identifier, "", root, "all_objects", settings, "active_row", rows=8)
+        _draw_object_buttons(layout, context)
         job_dir = session.stored_path(root)
-        layout.template_list(
-            "UNIFIEDLIFT_UL_objects",
-            "",
-            root,
-            "all_objects",
-            context.scene.unified_lift,
-            "active_row",
-            rows=8,
-        )
-        row = layout.row(align=True)
-        if objects.is_isolated(context.scene):
-            row.operator("unified_lift.leave_isolation", icon="LOOP_BACK")
-        else:
-            row.operator("unified_lift.isolate", icon="ZOOM_SELECTED")
-        row.operator("unified_lift.show_all", icon="HIDE_OFF")
-        row.operator("unified_lift.delete", icon="TRASH")
         if not job_dir.is_dir():
-            draw_text(layout, f"The job folder {job_dir} is not on this machine", "INFO")
+            text = f"The job folder {job_dir} is not on this machine. The objects work without it"
+            draw_text(layout, context, text, "INFO")
+
+
+def _draw_object_buttons(layout: UILayout, context: Context) -> None:
+    grid = layout.grid_flow(columns=2, even_columns=True, row_major=True, align=True)
+    if objects.is_isolated(context.scene):
+        grid.operator("unified_lift.leave_isolation", icon="LOOP_BACK")
+    else:
+        grid.operator("unified_lift.isolate", icon="ZOOM_SELECTED")
+    grid.operator("unified_lift.show_all", icon="HIDE_OFF")
+    grid.operator("unified_lift.render_isolated", icon="RENDER_STILL")
+    grid.operator("unified_lift.delete", icon="TRASH")
 
 
 class UNIFIEDLIFT_PT_render(_Tab, Panel):
@@ -278,11 +294,12 @@ class UNIFIEDLIFT_PT_render(_Tab, Panel):
         name = f"Look Through {camera.name}" if camera else "Look Through Camera"
         row.operator("unified_lift.look_through_camera", text=name, icon="CAMERA_DATA").step = 0
         row.operator("unified_lift.look_through_camera", text="", icon="TRIA_RIGHT").step = 1
-        layout.operator("unified_lift.render_isolated", icon="RENDER_STILL")
+        if camera:
+            row.prop(camera.data, "show_background_images", text="", icon="IMAGE_BACKGROUND")
         if not renders_splats(context.scene):
-            column = layout.column(align=True)
-            column.label(text="The scene's render engine draws no splats", icon="INFO")
-            column.operator("unified_lift.set_up_render")
+            column = layout.column()
+            draw_text(column, context, "The render engine of this scene draws no splats", "INFO")
+            column.operator("unified_lift.set_up_render", icon="RENDER_STILL")
 
 
 _CLASSES = (
