@@ -29,8 +29,9 @@ from unified_lift.config import (
 )
 from unified_lift.gaussians import GEOMETRY, Gaussians, from_splats, to_splats
 from unified_lift.geometry import psnr, step_costs, train
+from unified_lift.lift.choice import take_better
 from unified_lift.lift.compaction import compact
-from unified_lift.lift.features import nearest_codes, train_features
+from unified_lift.lift.features import count_codes, nearest_codes, train_features
 from unified_lift.lift.incidence import mask_incidence
 from unified_lift.lift.labels import label_map
 from unified_lift.lift.objects import ObjectRecord, describe
@@ -58,6 +59,7 @@ from unified_lift.rendering import Engine, load_engine
 from unified_lift.rendering.weights import BlendWeights
 
 CONFIG = PipelineConfig()
+FEATURES = FeatureConfig()
 GEOMETRY_FILE = "geometry.ply"  # in the checkpoint folder
 SAM_CACHE_DIR = "sam_cache"  # beside the jobs, which share it
 
@@ -262,21 +264,22 @@ def _split(
     config = AUTO_LIFT if settings.masks == MASKS_AUTO else LiftConfig()
     incidence = mask_incidence(lifting.weights, lifting.label_maps)
     report.check()
-    object_ids = compact(incidence, split_by_votes(incidence, config), config)
+    tracks = split_by_votes(incidence, config)
+    object_ids = compact(incidence, tracks, config)
     previews.show(gaussians, label_map(lifting.weights[0], object_ids + 1), "First split")
     features, codebook = np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32)
     if settings.method == "default":
-        num_codes = 8 + int(1.25 * (object_ids.max() + 1))
         learned = train_features(
             lifting.weights,
             lifting.label_maps,
             len(gaussians["means"]),
-            num_codes,
-            FeatureConfig(),
+            count_codes(tracks, incidence, config),
+            FEATURES,
             settings.seed,
             report,
         )
-        object_ids = compact(incidence, nearest_codes(*learned), config)
+        by_codes = compact(incidence, nearest_codes(*learned), config)
+        object_ids = take_better(incidence, object_ids, by_codes, config)
         features, codebook = (value.numpy() for value in learned)
     means = gaussians["means"].numpy()
     objects, ids, confidence = describe(
