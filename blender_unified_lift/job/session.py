@@ -18,7 +18,7 @@ from unified_lift import protocol
 from unified_lift.protocol import JobError, JobRequest
 
 from ..scene import importer
-from ..scene.objects import JOB_KEY, roots
+from ..scene.objects import JOB_KEY, SURFACE, THING, roots, rows
 from . import process
 
 POLL_SECONDS = 0.5
@@ -28,6 +28,7 @@ FAILED, CANCELLED, CRASHED = "failed", "cancelled", "crashed"
 IMPORTED, MISSING = "imported", "missing"  # beyond those of the protocol
 ALIVE = (RUNNING, HUNG)
 _ENDS = {"failed": FAILED, "cancelled": CANCELLED, "crashed": CRASHED, "new": CRASHED}
+_WORDS = {THING: "object", SURFACE: "surface"}
 _PREVIEW_KEYS = ("image", "labels", "caption")
 
 
@@ -286,8 +287,13 @@ def _import(scene: Scene, watch: Watch) -> None:
 
 
 def _summary(root: Collection) -> str:
-    kinds = [obj["kind"] for obj in root.all_objects if "kind" in obj]
-    return f"{kinds.count('thing')} objects and {kinds.count('surface')} surfaces found"
+    kinds = [obj["kind"] for _, obj in rows(root)]
+    things, surfaces = (_number(kinds.count(kind), word) for kind, word in _WORDS.items())
+    return f"{things}, {surfaces} found"
+
+
+def _number(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 # ---- Blender's clock and files

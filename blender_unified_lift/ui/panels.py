@@ -19,7 +19,7 @@ from .properties import FOLDER, SAM
 KIND_ICONS = {"thing": "MESH_CUBE", "surface": "MESH_PLANE", "unassigned": "QUESTION"}
 PREVIEW_SCALE = 5.5
 MAX_PREVIEWS = 8  # pictures kept in memory
-LETTER_WIDTH = 6.4  # pixels of Blender's interface font on average, at scale 1
+LETTER_WIDTH = 6.8  # pixels of Blender's interface font on average, at scale 1
 BORDER_WIDTH = 64  # pixels of icon and margins beside a text
 _END_ICONS = {
     session.FINISHED: "TIME",
@@ -93,8 +93,8 @@ def _draw_progress(layout: UILayout, context: Context, watch: Watch) -> None:
     _draw_preview(layout, watch)
     _draw_warnings(layout, context, watch)
     row = layout.row(align=True)
-    row.operator("unified_lift.open_job_dir", icon="FILE_FOLDER")
-    row.operator("unified_lift.open_log", icon="TEXT")
+    row.operator("unified_lift.open_job_dir", text="Job Folder", icon="FILE_FOLDER")
+    row.operator("unified_lift.open_log", text="Log", icon="TEXT")
 
 
 def time_left(seconds: float) -> str:
@@ -154,7 +154,7 @@ def _draw_end(layout: UILayout, context: Context, watch: Watch) -> None:
         if watch.state == session.CRASHED:
             buttons.operator("unified_lift.resume", icon="PLAY")
         buttons.operator("unified_lift.restart", icon="FILE_REFRESH")
-        buttons.operator("unified_lift.open_log", icon="TEXT")
+        buttons.operator("unified_lift.open_log", text="Log", icon="TEXT")
     gone = all(session.stored_path(root) != watch.job_dir for root in objects.roots(context.scene))
     if watch.state == session.IMPORTED and gone:
         buttons = box.row()
@@ -204,8 +204,8 @@ class UNIFIEDLIFT_PT_advanced(_Tab, Panel):
         column.prop(context.scene.unified_lift, "seed")
         layout.operator("unified_lift.import_job", icon="IMPORT")
         row = layout.row(align=True)
-        row.operator("unified_lift.open_job_dir", icon="FILE_FOLDER")
-        row.operator("unified_lift.open_log", icon="TEXT")
+        row.operator("unified_lift.open_job_dir", text="Job Folder", icon="FILE_FOLDER")
+        row.operator("unified_lift.open_log", text="Log", icon="TEXT")
         state = environment.last_check(preferences.get(context).backend_python)
         if isinstance(state, str):
             draw_text(layout, context, state, "ERROR")

@@ -277,7 +277,7 @@ def test_a_finished_job_is_imported_once_as_one_undo_step(addon, finished_job, t
     bpy.ops.ed.undo_push(message="Before")
     session.attach(bpy.context.scene, finished_job)
     watch = wait(ended)
-    assert (watch.state, watch.message) == ("imported", "2 objects and 1 surfaces found")
+    assert (watch.state, watch.message) == ("imported", "2 objects, 1 surface found")
     assert objects.root(bpy.context).name == "messy8"
     bpy.ops.ed.undo()
     assert objects.root(bpy.context) is None

@@ -23,8 +23,8 @@ PACKAGE = "bl_ext.user_default.blender_unified_lift"
 TICK_SECONDS = 0.2
 # Pixels from the top of the sidebar to the middle of a button, at interface scale 1
 SEGMENT_BUTTON = 146
-# with eight rows of objects and the note of a finished job
-FIRST_ROW, ISOLATE_BUTTON, DELETE_BUTTON, RENDER_BUTTON = 295, 483, 505, 505
+# with eight rows of objects and the one line that a finished job leaves
+FIRST_ROW, ISOLATE_BUTTON, DELETE_BUTTON, RENDER_BUTTON = 284, 472, 494, 494
 LEFT_COLUMN, RIGHT_COLUMN = 0.25, 0.75  # of the buttons' width
 
 Wait = float | Callable[[], bool]
@@ -80,6 +80,9 @@ def steps(arguments: argparse.Namespace, result: dict) -> Iterator[Wait]:
     yield from until(lambda: watch(session).preview or ended(session), 120, "no preview came")
     yield 1.5
     screenshot(out, "2-running")
+    yield from until(lambda: has_labels(session) or ended(session), 420, "no label map came")
+    yield 1.5
+    screenshot(out, "2-split")
     yield from until(lambda: ended(session), 420, "the job did not end")
     assert watch(session).state == "imported", watch(session).message
     root = objects.root(bpy.context)
@@ -259,6 +262,11 @@ def watch(session):
 def ended(session) -> bool:
     """Whether the job has ended and is imported."""
     return watch(session).state not in ("running", "hung", "finished")
+
+
+def has_labels(session) -> bool:
+    """Whether the panel shows a label map."""
+    return bool(watch(session).preview.get("labels"))
 
 
 def selected(objects) -> list[str]:
