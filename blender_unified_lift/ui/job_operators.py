@@ -84,37 +84,34 @@ class UNIFIEDLIFT_OT_cancel(_OnJob, Operator):
         return {"FINISHED"}
 
 
-class UNIFIEDLIFT_OT_resume(_OnJob, Operator):
-    bl_idname = "unified_lift.resume"
-    bl_label = "Resume"
-    bl_description = "Start the worker of this job again; it goes on where it can"
-    states, reason = (session.CRASHED,), "No job of this scene has been interrupted"
+class _StartsWorker(_OnJob):
+    """Starts a worker for the job of the scene once more, by the function `begin`."""
 
     def execute(self, context):
         try:
             backend = environment.check(preferences.get(context).backend_python)
-            session.resume(context.scene, backend.python)
+            self.begin(context.scene, backend.python)
         except JobError as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
         return {"FINISHED"}
 
 
-class UNIFIEDLIFT_OT_restart(_OnJob, Operator):
+class UNIFIEDLIFT_OT_resume(_StartsWorker, Operator):
+    bl_idname = "unified_lift.resume"
+    bl_label = "Resume"
+    bl_description = "Start the worker of this job again; it goes on where it can"
+    states, reason = (session.CRASHED,), "No job of this scene has been interrupted"
+    begin = staticmethod(session.resume)
+
+
+class UNIFIEDLIFT_OT_restart(_StartsWorker, Operator):
     bl_idname = "unified_lift.restart"
     bl_label = "Restart"
     bl_description = "Run the same job again from its beginning, in a new folder"
     states = (session.CRASHED, session.FAILED, session.CANCELLED)
     reason = "No job of this scene has failed"
-
-    def execute(self, context):
-        try:
-            backend = environment.check(preferences.get(context).backend_python)
-            session.restart(context.scene, backend.python)
-        except JobError as error:
-            self.report({"ERROR"}, str(error))
-            return {"CANCELLED"}
-        return {"FINISHED"}
+    begin = staticmethod(session.restart)
 
 
 class UNIFIEDLIFT_OT_forget(_OnJob, Operator):
