@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Lifting: counting, tracks, compaction and choice on small scenes; the whole on the sample."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from PIL import Image
+
+from unified_lift.capture import read_capture
+from unified_lift.capture.images import load_photo, scaled_view
+from unified_lift.config import AUTO_LIFT, PRESETS, FeatureConfig, LiftConfig
+from unified_lift.gaussians import GEOMETRY
+from unified_lift.geometry import train
+from unified_lift.lift import incidence as incidence_module
+from unified_lift.lift.choice import take_better
+from unified_lift.lift.compaction import agreement, compact, dissolve, merge, revote, support
+from unified_lift.lift.features import count_codes, nearest_codes, train_features
+from unified_lift.lift.incidence import Incidence, count_votes, mask_incidence
+from unified_lift.lift.labels import label_map
+from unified_lift.lift.objects import confidence, describe, fill_unseen
+from unified_lift.lift.votes import MaskGraph, link_masks, mask_graph, split_by_votes
+from unified_lift.metrics import score
+from unified_lift.preparation import to_camera
+from unified_lift.protocol import SilentReport
+from unified_lift.rendering import load_engine
+from unified_lift.rendering.weights import BlendWeights
+
+SAMPLE = Path(__file__).parents[1] / "data" / "messy8"
+CONFIG = LiftConfig(name_pixels=1.0)  # the scenes here are small
+
+
+def scene(*views, void=()):
+    """Incidence of views; each is a list of masks, each a list of Gaussians it shows wholly."""
+    masks = [(view, gaussians) for view, masks in enumerate(views) for gaussians in masks]
+    num = 1 + max(g for _, gaussians in masks for g in gaussians)
+    mass = scipy.sparse.lil_matrix((len(masks), num), dtype=np.float32)
+    for row, (_, gaussians) in enumerate(masks):
+        mass[row, gaussians] = 10
+    unlabelled = np.zeros((len(views), num), np.float32)
+    for view, gaussian in void:
+        unlabelled[view, gaussian] = 10
+    views_of = np.array([view for view, _ in masks])
+    areas = np.array([10 * len(gaussians) for _, gaussians in masks])
+    return Incidence(mass.tocsr(), unlabelled, views_of, areas)
+
+
+def same_partition(ids, expected):
+    pairs = set(zip(np.asarray(ids).tolist(), expected, strict=True))
+    return len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+
+
+def random_weights(rng, num=12, width=5, height=4, entries=3):
+    ids = np.concatenate([rng.permutation(num)[:entries] for _ in range(width * height)])
+    shares = rng.integers(300, 21000, len(ids)).astype(np.uint16)
+    indptr = np.arange(0, len(ids) + 1, entries)
+    return BlendWeights(indptr, ids.astype(np.int32), shares, width, height, num)
+
+
+# ---- incidence and votes
+
+
+def test_incidence_sums_the_weights_over_masks():
+    rng = np.random.default_rng(0)
+    weights = [random_weights(rng) for _ in range(4)]
+    maps = [rng.choice([0, 3, 9], (4, 5)) for _ in range(4)]
+    maps[1], maps[2] = None, np.zeros((4, 5), int)
+    result = mask_incidence(weights, maps)
+    assert result.mask_views.tolist() == [0, 0, 3, 3]
+    row = 0
+    for view in (0, 3):
+        dense, labels = weights[view].matrix().toarray(), maps[view].ravel()
+        for label in (3, 9):
+            expected = dense[labels == label].sum(0)
+            np.testing.assert_allclose(result.mass[[row]].toarray()[0], expected, rtol=1e-5)
+            assert result.mask_areas[row] == (labels == label).sum()
+            row += 1
+        np.testing.assert_allclose(result.void[view], dense[labels == 0].sum(0), rtol=1e-5)
+    assert not result.void[1:3].any()  # views without masks say nothing
+
+
+def test_votes_are_counted_alike_in_parts(monkeypatch):
+    rng = np.random.default_rng(0)
+    mass = scipy.sparse.random(30, 50, 0.2, "csr", np.float32, random_state=0)
+    small = Incidence(mass, np.zeros((1, 50), np.float32), np.zeros(30, int), np.ones(30, int))
+    entries = small.by_gaussian
+    votes, weights = rng.integers(4, size=entries.nnz), rng.random(entries.nnz)
+    expected = np.zeros((50, 4))
+    np.add.at(expected, (np.repeat(np.arange(50), np.diff(entries.indptr)), votes), weights)
+    monkeypatch.setattr(incidence_module, "MAX_CELLS", 4 * 7)
+    winners, masses = count_votes(small, votes, weights, 4)
+    seen = expected.max(1) > 0
+    assert winners[seen].tolist() == expected[seen].argmax(1).tolist()
+    assert (winners[~seen] == -1).all()
+    np.testing.assert_allclose(masses, expected.max(1))
+
+
+def test_containment_regards_what_a_view_sees():
+    # Gaussian 2 is not seen at all in the second view: mask 0 is still whole there.
+    graph = mask_graph(scene([[0, 1, 2], [3]], [[0, 1], [3]]), CONFIG)
+    assert graph.contained[0, 2] == 1
+    assert graph.shared[0, 1] == pytest.approx(2 / 3)
+    assert graph.contained[0, 3] == 0
+
+
+def test_masks_of_one_view_stay_apart_unless_others_join_them():
+    views = np.array([0, 0, 1])
+    contained = np.array([[1, 0, 0.9], [0, 1, 0.8], [0.9, 0.8, 1]], np.float32)
+    graph = MaskGraph(contained, np.ones((3, 2), np.float32))
+    strict = replace(CONFIG, joined_share=0.6)
+    assert same_partition(link_masks(graph, views, strict), [0, 1, 0])  # one view of two joins
+    assert same_partition(link_masks(graph, views, CONFIG), [0, 0, 0])
+
+
+def test_masks_that_hardly_see_the_same_gaussians_are_not_joined():
+    views, contained = np.array([0, 1]), np.ones((2, 2), np.float32)
+    for seen, expected in ((0.3, [0, 0]), (0.1, [0, 1])):
+        shared = np.array([[1, 0.9], [seen, 1]], np.float32)
+        assert same_partition(link_masks(MaskGraph(contained, shared), views, CONFIG), expected)
+
+
+def test_tracks_follow_objects_whose_ids_and_order_change():
+    views = [[[0, 1], [2, 3], [4, 5]], [[4, 5], [0, 1], [2, 3]], [[2, 3], [4, 5], [0, 1]]]
+    assert same_partition(split_by_votes(scene(*views), CONFIG), [0, 0, 1, 1, 2, 2])
+
+
+def test_gaussians_outside_of_all_masks_have_no_object():
+    views = [[[0, 1, 2]], [[0, 1]], [[0, 1]], [[0, 1]]]
+    result = scene(*views, void=[(1, 2), (2, 2), (3, 2)])
+    assert split_by_votes(result, CONFIG).tolist() == [0, 0, -1]
+    assert revote(result, np.zeros(3, int), 1, CONFIG).tolist() == [0, 0, -1]
+
+
+def test_no_masks_at_all_give_no_objects():
+    weights = [random_weights(np.random.default_rng(0))]
+    empty = mask_incidence(weights, [None])
+    ids = split_by_votes(empty, CONFIG)
+    assert (compact(empty, ids, CONFIG) == -1).all()
+    records, final, trust = describe(empty, ids, np.zeros((12, 3)), np.zeros(12, int), CONFIG)
+    assert (records, final.any(), trust.any()) == ([], False, False)
+
+
+# ---- compaction
+
+WHOLE = [list(range(6)), list(range(6, 12))]
+JOINED = [list(range(12))]
+HALVED = [[0, 1, 2], [3, 4, 5], list(range(6, 12))]
+
+
+def test_a_mask_over_two_objects_takes_neither():
+    ids = np.repeat([0, 1], 6)
+    assert revote(scene(WHOLE, JOINED, JOINED), ids, 3, CONFIG).tolist() == ids.tolist()
+
+
+def test_masks_name_living_objects_only():
+    ids, alive = np.repeat([0, 1], 6), np.array([True, False])
+    assert set(revote(scene(WHOLE, JOINED), ids, 1, CONFIG, alive)) == {0}
+
+
+def test_most_views_correct_a_wrong_gaussian():
+    ids = np.repeat([0, 1], 6)
+    ids[2] = 1
+    assert same_partition(revote(scene(WHOLE, WHOLE), ids, 2, CONFIG), [0] * 6 + [1] * 6)
+
+
+def test_what_masks_show_as_one_is_merged_and_neighbours_are_not():
+    thirds = np.repeat([0, 1, 2], [3, 3, 6])
+    views = scene(WHOLE, WHOLE, WHOLE, HALVED)
+    assert agreement(views, thirds, CONFIG)[0, 1] == pytest.approx(0.75)
+    assert agreement(views, thirds, CONFIG)[0, 2] == 0
+    assert same_partition(merge(views, thirds, CONFIG), [0] * 6 + [1] * 6)
+    mostly_halved = scene(WHOLE, HALVED, HALVED, HALVED)
+    assert same_partition(merge(mostly_halved, thirds, CONFIG), thirds.tolist())
+
+
+def test_one_common_view_is_too_few_to_merge():
+    ids = np.repeat([0, 1], 6)
+    views = scene(JOINED, [WHOLE[0]], [WHOLE[1]])
+    assert agreement(views, ids, CONFIG)[0, 1] == -1
+    assert same_partition(merge(views, ids, CONFIG), ids.tolist())
+
+
+def test_objects_that_no_mask_shows_dissolve_into_those_around():
+    fragments = np.array([0, 0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 2])
+    views = scene(*[WHOLE] * 5)
+    share, shown = support(views, fragments, 3, CONFIG)
+    assert share.tolist() == [1, 0, 1]
+    assert shown.tolist() == [5, 0, 5]
+    assert same_partition(dissolve(views, fragments, CONFIG), [0] * 6 + [1] * 6)
+
+
+def test_objects_that_masks_show_seldom_stay_with_masks_from_geometry():
+    ids = np.repeat([0, 1, 2], [3, 3, 6])  # the halves are shown in one view of seven, not two
+    views = scene(*[WHOLE] * 11, HALVED, HALVED)
+    assert len(np.unique(dissolve(views, ids, AUTO_LIFT))) == 3
+    assert len(np.unique(dissolve(views, ids, CONFIG))) == 2
+
+
+# ---- choice
+
+
+def test_a_split_is_taken_over_where_masks_show_two_objects():
+    fused, apart = np.zeros(12, int), np.repeat([0, 1], 6)
+    assert same_partition(take_better(scene(WHOLE, WHOLE), fused, apart, CONFIG), apart.tolist())
+    assert same_partition(take_better(scene(WHOLE, WHOLE), apart, fused, CONFIG), apart.tolist())
+
+
+def test_fragments_are_joined_only_if_masks_join_them():
+    halves, whole = np.repeat([0, 1, 2], [3, 3, 6]), np.repeat([0, 1], 6)
+    together = scene(WHOLE, WHOLE, WHOLE, HALVED)
+    assert same_partition(take_better(together, halves, whole, CONFIG), whole.tolist())
+    # A well shown object and crumbs far from it, fused by a shared code: no mask joins them.
+    far = scene(*[[list(range(20)), [20], [21], [22]] for _ in range(3)])
+    parts, one = np.repeat([0, 1], [20, 3]), np.zeros(23, int)
+    assert same_partition(take_better(far, parts, one, CONFIG), parts.tolist())
+    anyway = replace(CONFIG, join_agreement=0.0)
+    assert same_partition(take_better(far, parts, one, anyway), one.tolist())
+
+
+def test_what_is_not_better_stays_to_the_last_gaussian():
+    split, other = np.repeat([0, 1], 6), np.repeat([0, 1], 6)
+    split[5], other[4:6] = 1, 1  # the same objects with other edges, and neither edge is right
+    assert take_better(scene(WHOLE, WHOLE), split, other, CONFIG).tolist() == split.tolist()
+
+
+def test_an_empty_split_changes_nothing():
+    ids, none = np.repeat([0, 1], 6), np.full(12, -1)
+    views = scene(WHOLE, WHOLE)
+    assert take_better(views, ids, none, CONFIG).tolist() == ids.tolist()
+    assert take_better(views, none, ids, CONFIG).tolist() == none.tolist()
+
+
+# ---- label maps and objects
+
+
+def test_a_label_map_is_the_largest_share_of_each_pixel():
+    rng = np.random.default_rng(0)
+    weights, ids = random_weights(rng), rng.choice([0, 2, 700], 12)
+    expected = []
+    for row in weights.matrix().toarray():
+        shares = {label: row[ids == label].sum() for label in np.unique(ids)}
+        best = max(shares, key=shares.get)
+        expected.append(best if row.sum() >= 0.5 else 0)
+    labels = label_map(weights, ids)
+    assert labels.ravel().tolist() == expected
+    assert {0, 2, 700} == set(expected)
+
+
+def test_objects_are_things_first_then_by_mass():
+    views = scene(*[[[0], [1, 2], [3, 4, 5], [6, 7, 8, 9]]] * 2)
+    ids = np.repeat([0, 1, 2, 3], [1, 2, 3, 4])
+    planes = np.repeat([0, 0, 0, 1], [1, 2, 3, 4])
+    means = np.arange(30, dtype=np.float32).reshape(10, 3)
+    records, final, trust = describe(views, ids, means, planes, CONFIG)
+    assert [r.name for r in records] == ["Object 001", "Object 002", "Object 003", "Surface 001"]
+    assert [r.id for r in records] == [1, 2, 3, 4]
+    assert [r.count for r in records] == [3, 2, 1, 4]
+    assert final.tolist() == [3, 2, 2, 1, 1, 1, 4, 4, 4, 4]
+    assert records[0].bounds == ((9, 10, 11), (15, 16, 17))
+    assert all(r.score == 1 for r in records) and (trust == 1).all()
+    assert len({r.color for r in records}) == 4
+
+
+def test_hidden_gaussians_take_the_id_of_a_close_neighbour():
+    means = np.zeros((8, 3), np.float32)
+    means[:, 0] = [0, 1, 2, 3, 4, 5, 2.5, 90]
+    mass = scipy.sparse.csr_matrix(np.diag([10.0] * 6 + [0, 0]).astype(np.float32))
+    views = Incidence(mass, np.zeros((1, 8), np.float32), np.zeros(8, int), np.ones(8, int))
+    ids = np.array([0, 0, 0, 0, 1, 1, -1, -1])
+    assert fill_unseen(views, ids, means, CONFIG).tolist() == [0, 0, 0, 0, 1, 1, 0, -1]
+
+
+def test_confidence_falls_where_masks_disagree_and_where_little_is_seen():
+    views = scene(WHOLE, WHOLE, HALVED)
+    views.mass.data[:] = np.where(views.mass.indices == 5, 0.1, views.mass.data)
+    ids = np.repeat([0, 1], 6)
+    ids[6] = 0  # lies in masks of the second object
+    trust = confidence(views, ids, CONFIG)
+    assert trust[0] == 1
+    assert trust[5] == pytest.approx(0.3)
+    assert trust[6] == 0
+
+
+# ---- the sample, with geometry trained at a small size
+
+
+@pytest.fixture(scope="module")
+def sample():
+    """Splats of a few seconds' training, their blend weights, `paper` masks and ground truth."""
+    capture = read_capture(SAMPLE)
+    config = replace(PRESETS["draft"], longest_side=160, iterations=800, max_gaussians=10_000)
+    views, tests = (
+        [scaled_view(view, config.longest_side) for view in part]
+        for part in (capture.train_views, capture.test_views)
+    )
+    engine, report = load_engine("cpu"), SilentReport()
+    cameras = [to_camera(view) for view in views]
+    photos = [load_photo(view) for view in views]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    points = capture.points, capture.point_colors
+    gaussians = train(photos, cameras, *points, config, engine, 0, report)
+    torch.set_num_threads(threads)
+
+    def weights(some):
+        geometry = [gaussians[name] for name in GEOMETRY]
+        return [engine.blend_weights(*geometry, to_camera(view)) for view in some]
+
+    def labels(folder, some):
+        paths = [SAMPLE / folder / f"{view.name}.png" for view in some]
+        size = views[0].width, views[0].height
+        images = [Image.open(path).resize(size, Image.Resampling.NEAREST) for path in paths]
+        return [np.array(image).astype(np.int32) for image in images]
+
+    blend, masks = weights(views), labels("masks/paper", views)
+    return SimpleNamespace(
+        weights=blend,
+        masks=masks,
+        incidence=mask_incidence(blend, masks),
+        test_weights=weights(tests),
+        truth=labels("gt/ids", tests),
+        meta=json.loads((SAMPLE / "gt" / "meta.json").read_text()),
+    )
+
+
+def scores(sample, object_ids):
+    predictions = [label_map(weights, object_ids + 1) for weights in sample.test_weights]
+    return score(predictions, sample.truth, sample.meta["things"], sample.meta["stuff"])["things"]
+
+
+@pytest.fixture(scope="module")
+def learned(sample):
+    tracks = split_by_votes(sample.incidence, LiftConfig())
+    codes = count_codes(tracks, sample.incidence, LiftConfig())
+    num = sample.incidence.num_gaussians
+    features = train_features(
+        sample.weights, sample.masks, num, codes, FeatureConfig(), 0, SilentReport()
+    )
+    return nearest_codes(*features), compact(sample.incidence, tracks, LiftConfig())
+
+
+@pytest.mark.slow
+def test_votes_alone_find_the_eight_objects(sample, learned):
+    result = scores(sample, learned[1])
+    assert (result["TP"], result["FP"]) == (8, 0)
+    assert result["PQ"] > 0.8
+
+
+@pytest.mark.slow
+def test_the_codebook_finds_the_objects_before_compaction(sample, learned):
+    assert scores(sample, learned[0])["TP"] >= 7
+
+
+@pytest.mark.slow
+def test_compaction_leaves_no_false_object_of_the_surplus_codes(sample, learned):
+    codes, votes = learned
+    compacted = compact(sample.incidence, codes, LiftConfig())
+    before, after = scores(sample, codes), scores(sample, compacted)
+    assert (after["TP"], after["FP"]) == (8, 0)
+    assert after["n_pred"] < before["n_pred"]
+    chosen = scores(sample, take_better(sample.incidence, votes, compacted, LiftConfig()))
+    assert (chosen["TP"], chosen["FP"]) == (8, 0)
