@@ -186,9 +186,9 @@ class SurfaceMaskConfig:
     crease_degrees: float = 20.0  # concave angle that outweighs a full contact
     contrast: float = 120.0  # colour difference that does, with lightness halved
     whole_rounds: int = 3
-    whole_intersection: float = 0.6  # of Lab histograms, for parts of one thing
-    whole_min_affinity: float = -1.0
-    whole_contact: float = 2.0  # contact length, times the root of the smaller part's voxels
+    whole_intersection: float = 0.45  # of Lab histograms, for parts of one thing
+    whole_min_affinity: float = -1.5
+    whole_contact: float = 1.0  # contact length, times the root of the smaller part's voxels
     whole_min_voxels: int = 30
     region_min_mass: float = 6e-4  # share of all mass
 
