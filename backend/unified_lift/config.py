@@ -131,9 +131,10 @@ class CaptureConfig:
 class SurfaceMaskConfig:
     """Masks from nothing but photos and trained splats.
 
-    Values without another source were chosen on two scenes with ground truth (25 objects on a
-    table, a real kitchen). h is the voxel size. Lengths and areas in pixels hold for photos with
-    a longest side of `reference_side` and grow with the photo. Colours are CIE Lab.
+    Values without another source were chosen on scenes with ground truth: 25 objects on a table
+    and a real kitchen, `whole_*` also on 8 and 50 objects. h is the voxel size. Lengths and areas
+    in pixels hold for photos with a longest side of `reference_side` and grow with the photo.
+    Colours are CIE Lab.
     """
 
     reference_side: int = 320  # pixels
