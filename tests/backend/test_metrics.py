@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
+
 from unified_lift.metrics import adjusted_rand_index, boundary_band, evaluate, score
 from unified_lift.protocol import JobError
 
