@@ -181,7 +181,7 @@ def read_events(job_dir: Path, offset: int = 0) -> tuple[list[dict], int]:
         return [], offset
     with open(path, "rb") as file:
         file.seek(offset)
-        data = file.read()
+        data = file.read(max(0, os.fstat(file.fileno()).st_size - offset))
     whole = data[: data.rfind(b"\n") + 1]
     try:
         events = [json.loads(line) for line in whole.splitlines() if line.strip()]
@@ -247,8 +247,10 @@ class JobReport:
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def __enter__(self) -> JobReport:
-        (self.job_dir / CANCEL_FILE).unlink(missing_ok=True)
         _end_broken_line(self.job_dir / EVENTS_FILE)
+        events, _ = read_events(self.job_dir)
+        if events and events[-1]["event"] == "cancelled":  # that cancel has been obeyed
+            (self.job_dir / CANCEL_FILE).unlink(missing_ok=True)
         self._thread.start()
         return self
 

@@ -136,8 +136,16 @@ def test_a_cancel_is_obeyed_at_the_next_step(job):
             report.progress(2, 10)
 
 
-def test_an_old_cancel_does_not_stop_the_next_run(job):
+def test_a_cancel_before_the_worker_is_ready_is_obeyed(job):
     request_cancel(job)
+    with JobReport(job) as report, pytest.raises(Cancelled):
+        report.check()
+
+
+def test_an_obeyed_cancel_does_not_stop_the_next_run(job):
+    request_cancel(job)
+    with JobReport(job) as report:
+        report.emit("cancelled")
     with JobReport(job) as report:
         report.check()
 
