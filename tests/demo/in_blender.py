@@ -82,7 +82,7 @@ def render_pictures(out: Path) -> dict:
         names.append(obj.name)
         bpy.ops.unified_lift.leave_isolation()
     kinds = [obj["kind"] for _, obj in objects.rows(root)]
-    return {"view": view, "isolated": names, "kinds": kinds, "collections": len(root.children)}
+    return {"view": view, "isolated": names, "kinds": kinds}
 
 
 def show_test_view(root: bpy.types.Collection) -> str:

@@ -24,7 +24,7 @@ def main() -> None:
     things, surfaces = (result["kinds"].count(kind) for kind in ("thing", "surface"))
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in done["seconds"].items())
     print(f"""
-Found {things} objects and {surfaces} surfaces, in {result["collections"]} collections.
+Found {things} objects and {surfaces} surfaces, in {len(result["kinds"])} collections.
 Against the ground truth, on test views: {scores["TP"]} of {scores["n_gt"]} objects found, \
 {scores["FP"]} false, PQ {scores["PQ"]:.3f}, mIoU {scores["mIoU"]:.3f}; PSNR {done["psnr"]:.1f} dB.
 Set-up {set_up} s; from the button to the objects {result["job_seconds"]:.0f} s ({stages}).
@@ -79,7 +79,7 @@ def color_labels(path: Path, objects: list[dict]) -> Image.Image:
     colors = {entry["id"]: tuple(round(255 * c) for c in entry["color"]) for entry in objects}
     labels = Image.open(path)
     picture = Image.new("RGB", labels.size)
-    values = labels.getdata()
+    values = labels.get_flattened_data()
     picture.putdata([colors.get(value, (0, 0, 0)) for value in values])
     return picture
 
