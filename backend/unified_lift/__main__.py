@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pathlib import Path
 from unified_lift import __version__
 from unified_lift.config import DEVICES, MASKS_AUTO, METHODS, PRESETS, Settings
 from unified_lift.protocol import (
+    CHECKPOINT_DIR,
     EXIT_CANCELLED,
     EXIT_DONE,
     EXIT_FAILED,
@@ -60,7 +62,7 @@ def _work(job_dir: Path, request: JobRequest, report: JobReport) -> int:
         report.end_stage()
         report.emit("done", **summary, seconds=report.seconds)
         return EXIT_DONE
-    except Cancelled:
+    except (Cancelled, KeyboardInterrupt):
         report.emit("cancelled")
         return EXIT_CANCELLED
     except JobError as error:
@@ -72,6 +74,8 @@ def _work(job_dir: Path, request: JobRequest, report: JobReport) -> int:
     except Exception as error:
         traceback.print_exc()
         message = f"Unexpected error ({type(error).__name__}: {error}). The log has the details."
+    # What failed may be mended outside of the job: the next run trusts nothing of this one.
+    shutil.rmtree(Path(job_dir) / CHECKPOINT_DIR, ignore_errors=True)
     report.emit("failed", message=message)
     return EXIT_FAILED
 
@@ -91,6 +95,12 @@ def print_event(event: dict) -> None:
         log.info("%d objects, seconds: %s", event["objects"], event["seconds"])
     elif kind == "cancelled":
         log.info("Cancelled")
+
+
+def print_end(event: dict) -> None:
+    """Show what went wrong; Blender reads the rest from the events."""
+    if event["event"] in ("warning", "failed"):
+        print_event(event)
 
 
 def segment(arguments: argparse.Namespace) -> int:
@@ -160,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("run", help="do the job of a folder (what Blender starts)")
     command.add_argument("job", type=Path)
-    command.set_defaults(function=lambda arguments: run_job(arguments.job))
+    command.set_defaults(function=lambda arguments: run_job(arguments.job, print_end))
     return root
 
 

@@ -147,7 +147,7 @@ class SurfaceMaskConfig:
     splat_reach: float = 2.0  # a splat ends here, in standard deviations of its longest axis
 
     # Truncated signed distance field on sparse voxels (Curless and Levoy 1996).
-    voxel_pixels: float = 2.0  # h: this many pixels at the depth below
+    voxel_pixels: float = 2.25  # h: this many pixels at the depth below
     voxel_depth_percentile: float = 30.0
     max_voxels: int = 1_000_000  # with points of two views; h is raised until there are no more
     truncation: float = 4.0  # h

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from unified_lift.capture import Capture, View, read_cameras, read_capture, write_cameras
-from unified_lift.capture.images import load_photo, resize_labels, scaled_view
+from unified_lift.capture.images import load_photo, resize_labels, resized_view, scaled_view
 from unified_lift.config import (
     AUTO_LIFT,
     MASKS_AUTO,
@@ -190,7 +190,11 @@ def _given_masks(
     if settings.masks in (MASKS_AUTO, MASKS_SAM):
         return None
     side, _ = lift_size(photos, CONFIG)
-    sources = [scaled_view(view, side) for view in photos.sources]
+    sizes = photos.at(side).views  # in the same two steps: rounding in one differs by a pixel
+    sources = [
+        resized_view(source, view.width, view.height)
+        for source, view in zip(photos.sources, sizes, strict=True)
+    ]
     return folder_label_maps(Path(settings.masks), sources, report)
 
 

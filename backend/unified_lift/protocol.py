@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Protocol
 
-from unified_lift.config import Settings
+from unified_lift.config import DEVICES, MASKS_SAM, METHODS, Settings
 
 SCHEMA_VERSION = 1
+MAX_SEED = 2**31  # as Blender's integers
 
 REQUEST_FILE = "job.json"
 EVENTS_FILE = "events.jsonl"
@@ -133,6 +134,7 @@ def write_job(job_dir: Path, request: JobRequest) -> None:
     Raises:
         JobError: the folder already holds a job, or cannot be written.
     """
+    check_settings(request.settings)
     path = Path(job_dir) / REQUEST_FILE
     if path.exists():
         raise JobError(f"{job_dir} already holds a job. Choose another folder for the new one.")
@@ -156,12 +158,31 @@ def read_job(job_dir: Path) -> JobRequest:
             f"{path} has schema {data.get('schema')}, this version reads {SCHEMA_VERSION}. "
             "Run the job with the version that wrote it, or start a new one."
         )
-    known = {entry.name for entry in fields(Settings)}
     settings = data.get("settings", {})
-    unknown = sorted(set(settings) - known)
-    if unknown or not isinstance(data.get("capture"), str):
-        raise JobError(f"{path} is not a valid request (capture missing, or unknown {unknown}).")
-    return JobRequest(data["capture"], Settings(**settings))
+    if not isinstance(data.get("capture"), str) or not isinstance(settings, dict):
+        raise JobError(f"{path} is no valid request (capture missing, or settings no table).")
+    known = {entry.name: type(entry.default) for entry in fields(Settings)}
+    wrong = [name for name in settings if not isinstance(settings[name], known.get(name, ()))]
+    if wrong:
+        raise JobError(f"{path} is no valid request: setting '{wrong[0]}' is not understood.")
+    request = JobRequest(data["capture"], Settings(**settings))
+    check_settings(request.settings)
+    return request
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise JobError for a value that no job can have."""
+    if settings.method not in METHODS or settings.device not in DEVICES:
+        raise JobError(
+            f"There is no method '{settings.method}' or no device '{settings.device}'. Choose one "
+            f"of {', '.join(METHODS)} and one of {', '.join(DEVICES)}."
+        )
+    if not 0 <= settings.seed < MAX_SEED:
+        raise JobError(f"The seed {settings.seed} is out of range. Choose 0 to {MAX_SEED - 1}.")
+    if not settings.masks or (settings.masks == MASKS_SAM and not settings.sam_checkpoint):
+        raise JobError(
+            "The masks need more: name a folder, or with 'sam' a checkpoint (--sam-checkpoint)."
+        )
 
 
 # ---- events
@@ -185,6 +206,8 @@ def read_events(job_dir: Path, offset: int = 0) -> tuple[list[dict], int]:
     whole = data[: data.rfind(b"\n") + 1]
     try:
         events = [json.loads(line) for line in whole.splitlines() if line.strip()]
+        if not all(isinstance(event, dict) and "event" in event for event in events):
+            raise ValueError("a line is no event")
     except ValueError as error:
         raise JobError(f"{path} is damaged ({error}). Start the job again.") from error
     return events, offset + len(whole)
@@ -215,7 +238,8 @@ def _state_name(job_dir: Path, last: dict, age: float) -> str:
 
 def _read_status(job_dir: Path) -> dict:
     path = job_dir / STATUS_FILE
-    return read_json(path) if path.exists() else {}
+    status = read_json(path) if path.exists() else {}
+    return status if isinstance(status.get("t"), float) else {}
 
 
 def request_cancel(job_dir: Path) -> None:
@@ -394,7 +418,9 @@ def is_locked(job_dir: Path) -> bool:
     path = Path(job_dir) / LOCK_FILE
     if not path.exists():
         return False
-    with open(path, "ab") as file:
+    # Reading is enough to probe, but for Windows and network drives, which want to write.
+    mode = "rb+" if os.access(path, os.W_OK) else "rb"
+    with open(path, mode) as file:
         return not _try_lock(file)
 
 

@@ -211,7 +211,7 @@ def _update(watch: Watch) -> None:
     try:
         state = protocol.job_state(watch.job_dir)
         events, watch.offset = protocol.read_events(watch.job_dir, watch.offset)
-    except JobError as error:
+    except (JobError, OSError) as error:  # an error here would end the timer of all jobs
         watch.state, watch.message = FAILED, str(error)
         return
     for event in events:

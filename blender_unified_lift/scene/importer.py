@@ -93,7 +93,11 @@ def _read_entries(path: Path) -> tuple[Entry, ...]:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise JobError(f"{path} is damaged ({error!r}). Run the job again.") from error
-    wrong = [entry for entry in found if entry.kind not in (THING, SURFACE) or entry.id < 1]
+    wrong = [
+        entry
+        for entry in found
+        if entry.kind not in (THING, SURFACE) or entry.id < 1 or len(entry.color) != 3
+    ]
     if wrong:
         raise JobError(f"{path} is damaged ({wrong[0]}). Run the job again.")
     return found

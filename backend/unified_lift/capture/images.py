@@ -67,7 +67,7 @@ def _fitted(view: View) -> View:
         width, height = _fitting_size(image, view)
         image.draft("L", (1, 1))  # of a JPEG, decode an eighth of the size: enough to prove it
         image.load()
-    return _resized_view(view, width, height)
+    return resized_view(view, width, height)
 
 
 def _fitting_size(image: Image.Image, view: View) -> tuple[int, int]:
@@ -130,13 +130,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def scaled_view(view: View, longest_side: int) -> View:
     """The view with its longest side reduced to `longest_side` pixels; never enlarged."""
     scale = min(1.0, longest_side / max(view.width, view.height))
-    return _resized_view(
-        view, max(1, round(view.width * scale)), max(1, round(view.height * scale))
-    )
+    return resized_view(view, max(1, round(view.width * scale)), max(1, round(view.height * scale)))
 
 
-def _resized_view(view: View, width: int, height: int) -> View:
-    """With pixel centres at .5, intrinsics scale like the size, the principal point too."""
+def resized_view(view: View, width: int, height: int) -> View:
+    """The view at another size: with pixel centres at .5, all intrinsics scale like the size."""
     scale = np.array([[width / view.width], [height / view.height], [1.0]])
     return replace(view, width=width, height=height, K=view.K * scale)
 

@@ -142,5 +142,5 @@ def _load_best(num_threads: int | None) -> Engine:
 
 @cache
 def _log_once(device: str, reason: str) -> None:
-    level = logging.INFO if device == "cuda" else logging.WARNING  # few machines have CUDA
+    level = logging.DEBUG if device == "cuda" else logging.WARNING  # few machines have CUDA
     log.log(level, "engine '%s' is not used: %s", device, reason)
