@@ -227,7 +227,11 @@ class UNIFIEDLIFT_UL_objects(UIList):
         swatch.prop(obj, "color", text="")
         name = row.row()
         name.active = visible
-        name.prop(obj, "unified_lift_name", text="", emboss=False)
+        # A name field takes the click that should select its row: only the active row has one.
+        if obj == context.view_layer.objects.active and obj.select_get():
+            name.prop(obj, "unified_lift_name", text="", emboss=False)
+        else:
+            name.label(text=obj.name)
         count = row.row()
         count.alignment = "RIGHT"
         count.label(text=f"{len(obj.data.points):,}")
