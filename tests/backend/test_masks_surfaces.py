@@ -21,7 +21,8 @@ from unified_lift.rendering import Camera, load_engine
 from unified_lift.rendering.weights import BlendWeights
 
 WIDTH, HEIGHT, FOCAL = 96, 72, 90.0
-CONFIG = SurfaceMaskConfig(reference_side=WIDTH, flat_min_area=30)
+# The photos are tiny: the box is a dozen voxels high, and the checks are laid out for this size.
+CONFIG = SurfaceMaskConfig(reference_side=WIDTH, flat_min_area=30, voxel_pixels=2.0)
 BOX, TABLE = 0.4, 1.5  # half width of the box, as high as wide; radius of the table
 NOTHING, ON_TABLE, ON_BOX = 0, 1, 2
 
