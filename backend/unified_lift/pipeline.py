@@ -71,12 +71,12 @@ def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
         What the event `done` tells: numbers of objects and splats, PSNR.
 
     Raises:
-        JobError: something that the user can mend; nothing is left under its final name then.
+        JobError: something that the user can mend; no new result stands under its final name then.
         Cancelled: the user asked for a stop.
     """
     torch.set_num_threads(1)  # the native core has the threads; torch's would spin beside them
     settings = request.settings
-    config = _preset(settings.preset)
+    config = PRESETS[settings.preset]
     engine = load_engine(settings.device)
     report.stage("photos", "Reading photos")
     capture = read_capture(request.capture)
@@ -109,16 +109,10 @@ def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
 # ---- stages
 
 
-def _preset(name: str) -> GeometryConfig:
-    if name not in PRESETS:
-        raise JobError(f"There is no preset '{name}'. Choose one of {', '.join(PRESETS)}.")
-    return PRESETS[name]
-
-
 def _plan(photos: Photos, config: GeometryConfig, settings: Settings) -> dict[str, float]:
     """Expected seconds of each stage on the machine that the constants were measured on."""
     side, number = lift_size(photos, CONFIG)
-    pixels = sum(view.width * view.height for view in photos.at(side).views[:number])
+    pixels = sum(view.width * view.height for view in photos.views_at(side)[:number])
     start = min(config.max_gaussians, config.random_points)
     masks = {
         MASKS_AUTO: CONFIG.surface_seconds * pixels,
@@ -190,10 +184,10 @@ def _given_masks(
     if settings.masks in (MASKS_AUTO, MASKS_SAM):
         return None
     side, _ = lift_size(photos, CONFIG)
-    sizes = photos.at(side).views  # in the same two steps: rounding in one differs by a pixel
+    # The views that lift were scaled in two steps: rounding in one would differ by a pixel.
     sources = [
         resized_view(source, view.width, view.height)
-        for source, view in zip(photos.sources, sizes, strict=True)
+        for source, view in zip(photos.sources, photos.views_at(side), strict=True)
     ]
     return folder_label_maps(Path(settings.masks), sources, report)
 

@@ -45,9 +45,13 @@ class Photos:
         """The views as engines take them."""
         return [to_camera(view) for view in self.views]
 
+    def views_at(self, longest_side: int) -> list[View]:
+        """The views of `at`, without scaling a photo."""
+        return [scaled_view(view, longest_side) for view in self.views]
+
     def at(self, longest_side: int) -> Photos:
         """The same photos, scaled down."""
-        views = [scaled_view(view, longest_side) for view in self.views]
+        views = self.views_at(longest_side)
         images = [
             resize_photo(image, view.width, view.height)
             for image, view in zip(self.images, views, strict=True)

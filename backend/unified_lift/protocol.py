@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Protocol
 
-from unified_lift.config import DEVICES, MASKS_SAM, METHODS, Settings
+from unified_lift.config import DEVICES, MASKS_SAM, METHODS, PRESETS, Settings
 
 SCHEMA_VERSION = 1
 MAX_SEED = 2**31  # as Blender's integers
@@ -35,6 +35,7 @@ CHECKPOINT_DIR = "checkpoint"
 PREVIEW_DIR = "preview"
 
 HEARTBEAT_SECONDS = 0.5
+TAIL_BYTES = 1 << 16  # of the events: longer than any one of them
 ESTIMATE_SECONDS = 2.0  # the time left is told when this much work was seen
 HUNG_SECONDS = 60.0  # a worker that holds the lock and is silent for longer counts as hung
 
@@ -177,6 +178,10 @@ def check_settings(settings: Settings) -> None:
             f"There is no method '{settings.method}' or no device '{settings.device}'. Choose one "
             f"of {', '.join(METHODS)} and one of {', '.join(DEVICES)}."
         )
+    if settings.preset not in PRESETS:
+        raise JobError(
+            f"There is no preset '{settings.preset}'. Choose one of {', '.join(PRESETS)}."
+        )
     if not 0 <= settings.seed < MAX_SEED:
         raise JobError(f"The seed {settings.seed} is out of range. Choose 0 to {MAX_SEED - 1}.")
     if not settings.masks or (settings.masks == MASKS_SAM and not settings.sam_checkpoint):
@@ -204,13 +209,30 @@ def read_events(job_dir: Path, offset: int = 0) -> tuple[list[dict], int]:
         file.seek(offset)
         data = file.read(max(0, os.fstat(file.fileno()).st_size - offset))
     whole = data[: data.rfind(b"\n") + 1]
+    events = [_parse_event(line, path) for line in whole.splitlines() if line.strip()]
+    return events, offset + len(whole)
+
+
+def _last_event(job_dir: Path) -> dict:
+    """The last whole event, {} without one; a poll must not read hours of events each time."""
+    path = job_dir / EVENTS_FILE
+    if not path.exists():
+        return {}
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+        data = file.read(TAIL_BYTES)
+    lines = data[: data.rfind(b"\n") + 1].splitlines()
+    return _parse_event(lines[-1], path) if lines else {}
+
+
+def _parse_event(line: bytes, path: Path) -> dict:
     try:
-        events = [json.loads(line) for line in whole.splitlines() if line.strip()]
-        if not all(isinstance(event, dict) and "event" in event for event in events):
+        event = json.loads(line)
+        if not isinstance(event, dict) or "event" not in event:
             raise ValueError("a line is no event")
     except ValueError as error:
         raise JobError(f"{path} is damaged ({error}). Start the job again.") from error
-    return events, offset + len(whole)
+    return event
 
 
 def job_state(job_dir: Path) -> JobState:
@@ -222,8 +244,7 @@ def job_state(job_dir: Path) -> JobState:
     job_dir = Path(job_dir)
     if not (job_dir / REQUEST_FILE).is_file():
         raise JobError(f"{job_dir} holds no job (no {REQUEST_FILE}). It may have been moved.")
-    events, _ = read_events(job_dir)
-    last = events[-1] if events else {}
+    last = _last_event(job_dir)
     status = _read_status(job_dir)
     age = max(0.0, time.time() - status.get("t", 0.0)) if status else float("inf")
     return JobState(_state_name(job_dir, last, age), last, status.get("pid", 0), age)
@@ -272,8 +293,7 @@ class JobReport:
 
     def __enter__(self) -> JobReport:
         _end_broken_line(self.job_dir / EVENTS_FILE)
-        events, _ = read_events(self.job_dir)
-        if events and events[-1]["event"] == "cancelled":  # that cancel has been obeyed
+        if _last_event(self.job_dir).get("event") == "cancelled":  # that cancel has been obeyed
             (self.job_dir / CANCEL_FILE).unlink(missing_ok=True)
         self._thread.start()
         return self
