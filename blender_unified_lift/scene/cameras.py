@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import bpy
@@ -12,12 +13,15 @@ from mathutils import Matrix
 
 from unified_lift.capture import Capture, View
 
+from .objects import printable
+
 COLLECTION = "Cameras"
 SIZE_KEYS = ("photo_width", "photo_height")  # custom properties: the render size is the scene's
 _SENSOR_WIDTH = 36.0  # mm, full frame; only the ratio to the lens matters
 _DISPLAY_SHARE = 0.04  # size of the drawn camera, as a share of the cameras' extent
 _NEAR = 0.01  # where the backend's renderers clip, in the capture's units
 _FAR_SHARE = 100.0  # times the cameras' extent: photos see far behind what they were taken of
+_MAX_PIXELS = 65536  # of a side: Blender's largest render
 _OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenCV's camera axes in Blender's
 
 
@@ -41,16 +45,30 @@ def add_cameras(capture: Capture, parent: Object, folder: Collection) -> list[Ob
     return cameras
 
 
+def is_sound(view: View) -> bool:
+    """Whether `make_camera` can make this camera: a file may say anything."""
+    return (
+        isinstance(view.name, str)
+        and isinstance(view.split, str)
+        and 0 < view.width <= _MAX_PIXELS
+        and 0 < view.height <= _MAX_PIXELS
+        and bool(np.isfinite(view.K).all() and np.isfinite(view.viewmat).all())
+        and min(view.K[0, 0], view.K[1, 1]) > 0
+        and np.linalg.matrix_rank(view.viewmat) == len(view.viewmat)
+    )
+
+
 def make_camera(view: View) -> Object:
     """Make the camera of a view, linked to no collection; its frame is the capture's."""
-    data = bpy.data.cameras.new(view.name)
+    name = printable(view.name)
+    data = bpy.data.cameras.new(name)
     fx, fy, cx, cy = view.K[0, 0], view.K[1, 1], view.K[0, 2], view.K[1, 2]
     data.sensor_fit = "HORIZONTAL"
     data.sensor_width = _SENSOR_WIDTH
     data.lens = fx * _SENSOR_WIDTH / view.width
     data.shift_x = (view.width / 2 - cx) / view.width
     data.shift_y = (cy - view.height / 2) / view.width * (fx / fy)
-    camera = bpy.data.objects.new(view.name, data)
+    camera = bpy.data.objects.new(name, data)
     camera.matrix_local = Matrix(np.linalg.inv(view.viewmat) @ _OPENCV)
     for key, size in zip(SIZE_KEYS, (view.width, view.height), strict=True):
         camera[key] = size
@@ -61,7 +79,8 @@ def make_camera(view: View) -> Object:
 
 
 def _add_photo(data: bpy.types.Camera, path: Path) -> None:
-    if not path.is_file():  # another machine, or the photos have moved: the camera serves without
+    # another machine, or the photos have moved: the camera serves without
+    if not os.path.isfile(path) or not os.access(path, os.R_OK):
         return
     data.show_background_images = True
     background = data.background_images.new()

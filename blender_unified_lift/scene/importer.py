@@ -18,11 +18,12 @@ from unified_lift.protocol import (
     OBJECTS_FILE,
     SCENE_FILE,
     JobError,
+    describe_os_error,
     read_json,
 )
 
 from . import cameras, schema
-from .objects import JOB_KEY, SURFACE, THING, UNASSIGNED
+from .objects import JOB_KEY, SURFACE, THING, UNASSIGNED, printable
 
 ORIGIN = "Capture"
 MANY_CAMERAS = 24  # more than this are hidden at first: they would cover the scene
@@ -70,10 +71,13 @@ def read_result(job_dir: Path) -> Result:
     for name in (SCENE_FILE, OBJECTS_FILE, CAMERAS_FILE):
         if not (job_dir / name).is_file():
             raise JobError(f"{job_dir} holds no finished result (no {name}). Choose another job.")
-    splats = read_ply(job_dir / SCENE_FILE)
+    try:
+        splats = read_ply(job_dir / SCENE_FILE)
+    except OSError as error:
+        raise JobError(describe_os_error(error, job_dir / SCENE_FILE)) from error
     entries = _read_entries(job_dir / OBJECTS_FILE)
     _check_ids(job_dir, splats, entries)
-    capture = read_cameras(job_dir / CAMERAS_FILE)
+    capture = _read_capture(job_dir / CAMERAS_FILE)
     if (splats.object_ids == 0).any():
         entries = (*entries, Entry(0, "Unassigned", UNASSIGNED, 0.0, _GREY))
     return Result(job_dir, capture, splats, entries)
@@ -81,36 +85,49 @@ def read_result(job_dir: Path) -> Result:
 
 def _read_entries(path: Path) -> tuple[Entry, ...]:
     try:
-        found = tuple(
-            Entry(
-                id=int(item["id"]),
-                name=str(item["name"]),
-                kind=str(item["kind"]),
-                score=float(item["score"]),
-                color=tuple(float(value) for value in item["color"])[:3],
-            )
-            for item in read_json(path)["objects"]
-        )
+        return tuple(_read_entry(item) for item in read_json(path)["objects"])
     except (KeyError, TypeError, ValueError) as error:
         raise JobError(f"{path} is damaged ({error!r}). Run the job again.") from error
-    wrong = [
-        entry
-        for entry in found
-        if entry.kind not in (THING, SURFACE) or entry.id < 1 or len(entry.color) != 3
-    ]
-    if wrong:
-        raise JobError(f"{path} is damaged ({wrong[0]}). Run the job again.")
-    return found
+
+
+def _read_entry(item: dict) -> Entry:
+    color = tuple(item["color"])
+    entry = Entry(item["id"], item["name"], item["kind"], item["score"], color)
+    is_sound = (
+        isinstance(entry.id, int)
+        and entry.id > 0
+        and isinstance(entry.name, str)
+        and entry.kind in (THING, SURFACE)
+        and all(0 <= value <= 1 for value in (entry.score, *color))
+        and len(color) == len(_GREY)
+    )
+    if not is_sound:
+        raise ValueError(f"object {item}")
+    return entry
 
 
 def _check_ids(job_dir: Path, splats: Splats, entries: tuple[Entry, ...]) -> None:
-    listed = sorted(entry.id for entry in entries)
-    found = sorted(set(np.unique(splats.object_ids).tolist()) - {0})
-    if listed != found:
+    listed = [entry.id for entry in entries]
+    found = set(np.unique(splats.object_ids).tolist()) - {0}
+    everything = found.union(listed)
+    odd = {number for number in everything if number not in found or listed.count(number) != 1}
+    if odd:
         raise JobError(
             f"{SCENE_FILE} and {OBJECTS_FILE} of {job_dir} do not belong together "
-            f"({len(found)} objects in one, {len(listed)} in the other). Run the job again."
+            f"(object {min(odd)} is not once in each). Run the job again."
         )
+
+
+def _read_capture(path: Path) -> Capture:
+    try:
+        capture = read_cameras(path)
+    except OverflowError as error:  # a size of Infinity
+        raise JobError(f"{path} is damaged ({error}). Run the job again.") from error
+    wrong = [view.name for view in capture.views if not cameras.is_sound(view)]
+    if wrong or not capture.views or not np.isfinite(capture.world_to_blender).all():
+        what = f"view {wrong[0]}" if wrong else "no views, or no world"
+        raise JobError(f"{path} is damaged ({what}). Run the job again.")
+    return capture
 
 
 # ---- Blender data
@@ -128,7 +145,7 @@ def import_job(context: Context, job_dir: Path) -> Collection:
         JobError: as `read_result`; nothing was imported then.
     """
     result = read_result(job_dir)
-    root = bpy.data.collections.new(result.capture.root.name)
+    root = bpy.data.collections.new(printable(result.capture.root.name))
     root[JOB_KEY] = str(result.job_dir.absolute())
     context.scene.collection.children.link(root)
     origin = _make_origin(result, root)
@@ -157,7 +174,8 @@ def _add_object(entry: Entry, splats: Splats, origin: Object, root: Collection) 
     """Make one object in a collection of its own; its origin is the median of its splats."""
     own = splats.select(splats.object_ids == entry.id)
     center = np.median(own.means, axis=0)
-    obj = schema.make_splat_object(entry.name, _moved(own, -center))
+    name = printable(entry.name)
+    obj = schema.make_splat_object(name, _moved(own, -center))
     obj.parent = origin
     obj.location = center
     linear = Color(entry.color).from_srgb_to_scene_linear()
@@ -165,7 +183,7 @@ def _add_object(entry: Entry, splats: Splats, origin: Object, root: Collection) 
     obj[schema.OBJECT_ID] = entry.id
     obj["kind"] = entry.kind
     obj["score"] = entry.score
-    folder = _child(root, entry.name)
+    folder = _child(root, name)
     folder.color_tag = color_tag(entry.color)
     folder.objects.link(obj)
     return obj

@@ -80,6 +80,11 @@ def delete(context: Context, objects: Iterable[Object]) -> int:
     return len(doomed)
 
 
+def printable(name: str) -> str:
+    """A name as Blender takes it: without control characters and undecodable bytes of files."""
+    return "".join(filter(str.isprintable, name))
+
+
 def rename(obj: Object, name: str) -> None:
     """Give an object a name, and the collection that holds nothing else the same."""
     obj.name = name

@@ -150,6 +150,38 @@ def unlist(path):
     path.write_text(json.dumps({"objects": json.loads(path.read_text())["objects"][:-1]}))
 
 
+def setting(table: str, **values):
+    """A damage: other values in the last entry of a table."""
+
+    def damage(path):
+        data = json.loads(path.read_text())
+        data[table][-1].update(values)
+        path.write_text(json.dumps(data))
+
+    return damage
+
+
+def without(key: str):
+    """A damage: the last object lacks a key."""
+
+    def damage(path):
+        data = json.loads(path.read_text())
+        del data["objects"][-1][key]
+        path.write_text(json.dumps(data))
+
+    return damage
+
+
+def replacing(key: str, value):
+    """A damage: another value on the top level."""
+    return lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+
+
+INFINITE = float("inf")
+NAN = float("nan")
+SINGULAR = [[0, 0, 0, 0]] * 4
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "words"),
     [
@@ -158,7 +190,31 @@ def unlist(path):
         (OBJECTS_FILE, cut, "damaged"),
         (OBJECTS_FILE, unlist, "do not belong together"),
         (OBJECTS_FILE, lambda path: path.write_text('{"objects": [{"id": 1}]}'), "damaged"),
+        (OBJECTS_FILE, replacing("objects", 3), "damaged"),
+        (OBJECTS_FILE, replacing("objects", ["Object 001"]), "damaged"),
+        *((OBJECTS_FILE, without(key), key) for key in ("id", "name", "kind", "score", "color")),
+        (OBJECTS_FILE, setting("objects", name=7), "'name': 7"),
+        (OBJECTS_FILE, setting("objects", kind=["thing"]), "damaged"),
+        (OBJECTS_FILE, setting("objects", score=NAN), "nan"),
+        (OBJECTS_FILE, setting("objects", score="high"), "damaged"),
+        (OBJECTS_FILE, setting("objects", color=[1, 0]), "damaged"),
+        (OBJECTS_FILE, setting("objects", color=[1, 0, 0, 1]), "damaged"),
+        (OBJECTS_FILE, setting("objects", color=[1, NAN, 0]), "damaged"),
+        (OBJECTS_FILE, setting("objects", id=2), "object 2 "),
+        (OBJECTS_FILE, setting("objects", id=9), "object 3 "),
+        (OBJECTS_FILE, setting("objects", id=3.5), "damaged"),
         (CAMERAS_FILE, cut, "damaged"),
+        (CAMERAS_FILE, replacing("views", []), "no views"),
+        (CAMERAS_FILE, replacing("views", 3), "damaged"),
+        (CAMERAS_FILE, replacing("world_to_blender", [[NAN] * 4] * 4), "damaged"),
+        (CAMERAS_FILE, setting("views", name=7), "view 7"),
+        (CAMERAS_FILE, setting("views", split=7), "damaged"),
+        (CAMERAS_FILE, setting("views", width=0), "damaged"),
+        (CAMERAS_FILE, setting("views", height=INFINITE), "damaged"),
+        (CAMERAS_FILE, setting("views", width=10**12), "damaged"),
+        (CAMERAS_FILE, setting("views", K=[[NAN] * 3] * 3), "damaged"),
+        (CAMERAS_FILE, setting("views", viewmat=SINGULAR), "damaged"),
+        (CAMERAS_FILE, setting("views", viewmat=[[1]]), "damaged"),
     ],
 )
 def test_a_damaged_result_is_told_and_leaves_nothing(addon, finished_job, name, damage, words):
@@ -170,5 +226,31 @@ def test_a_damaged_result_is_told_and_leaves_nothing(addon, finished_job, name, 
     assert str(finished_job) in str(caught.value)
     with pytest.raises(RuntimeError, match=words):
         bpy.ops.unified_lift.import_job(directory=str(finished_job))
-    scene = bpy.context.scene
-    assert not scene.objects and not scene.collection.children and not bpy.data.pointclouds
+    kinds = ("objects", "collections", "pointclouds", "meshes", "cameras", "images")
+    assert [kind for kind in kinds if len(getattr(bpy.data, kind))] == []
+    assert len(bpy.data.scenes) == 1
+
+
+def test_odd_names_are_made_printable(addon, finished_job):
+    """Control characters, undecodable bytes of a file name, more letters than Blender keeps."""
+    for name in ("Va\nse", "Va\0se", "\udcffVase"):
+        setting("objects", name=name)(finished_job / OBJECTS_FILE)
+        setting("views", name=name)(finished_job / CAMERAS_FILE)
+        bpy.ops.unified_lift.import_job(directory=str(finished_job))
+        obj = next(obj for obj in bpy.context.scene.objects if obj.get("object_id") == 3)
+        assert obj.name == obj.users_collection[0].name == "Vase"
+        for part in list(bpy.data.objects):
+            bpy.data.objects.remove(part)
+        for folder in list(bpy.data.collections):
+            bpy.data.collections.remove(folder)
+
+
+def test_long_names_that_are_the_same_stay_apart(addon, finished_job):
+    data = json.loads((finished_job / OBJECTS_FILE).read_text())
+    for item in data["objects"]:
+        item["name"] = "é" * 300
+    (finished_job / OBJECTS_FILE).write_text(json.dumps(data))
+    bpy.ops.unified_lift.import_job(directory=str(finished_job))
+    found = [obj for obj in bpy.context.scene.objects if obj.get("kind") in ("thing", "surface")]
+    assert sorted(obj["object_id"] for obj in found) == [1, 2, 3]
+    assert all(len(obj.users_collection[0].objects) == 1 for obj in found)
