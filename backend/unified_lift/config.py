@@ -125,6 +125,11 @@ class CaptureConfig:
     center_tolerance: float = 0.01  # median distance of camera centres, relative to their spread
     aspect_tolerance: float = 1.5  # pixels by which a scaled photo may miss the camera's aspect
     undistortion_tolerance: float = 0.01  # pixels that undistortion and distortion may differ
+    # Of the cameras' centre from the origin, in spreads of the cameras: float32 places a point to
+    # 1.2e-7 of its distance, so from here on to more than 1e-5 of the spread, a hundredth of a
+    # pixel of the largest photos that train.
+    max_distance: float = 100.0
+    min_spread: float = 1e-4  # units; cameras that differ by less stand at one place
 
 
 @dataclass(frozen=True)
@@ -247,14 +252,17 @@ class LiftConfig:
     spare_share: float = 0.15
 
     # Objects.
+    whole_views: int = 0  # that must show a thing uncut by the border if few views show it at all
+    few_views: float = 0.2  # share of the views, each weighted by how well it sees the thing
     surface_share: float = 0.5  # of its mass on a large plane makes an object a surface
     fill_distance: float = 3.0  # spacings of Gaussians, to inherit the id of a neighbour
     spacing_stride: int = 7  # the spacing is measured on every 7th Gaussian
     confident_mass: float = 1.0  # pixels' worth of weight from which a Gaussian is well seen
 
 
-# Masks made from geometry show many objects only in part: dissolving spares more of them.
-AUTO_LIFT = LiftConfig(dissolve_support=0.1)
+# Masks made from geometry show many objects only in part: dissolving spares more of them. And they
+# split what lies behind the scene, which nobody named, into pieces that few photos show.
+AUTO_LIFT = LiftConfig(dissolve_support=0.1, whole_views=3)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ BACKEND = ROOT / "backend" / "unified_lift"
 ADDON = ROOT / "blender_unified_lift"
 
 CONTRACT = {"protocol", "config", "ply"}
-READERS = {"__init__", "views", "transforms", "colmap", "cameras", "points", "image_size"}
+READERS = {"__init__", "views", "transforms", "colmap", "cameras", "points", "image_size", "origin"}
 # From the top down; a room may import what stands in a later line.
 FLOORS = [
     {"__main__"},

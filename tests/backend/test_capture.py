@@ -477,6 +477,60 @@ def test_readers_need_numpy_only():
     assert result.stdout.strip() == "set()"
 
 
+# ---- map coordinates
+
+UTM = np.array([500_000.25, 4_500_000.5, 200.0])
+PLACES = [(0.5, -3.0, 1.0), (2.5, -2.0, 1.5), (-3.0, 1.0, 0.75)]
+TEXT_PLY = (
+    "ply\nformat ascii 1.0\nelement vertex {count}\nproperty double x\nproperty double y\n"
+    "property double z\nend_header\n{rows}\n"
+)
+
+
+def make_placed(folder, offset, places=PLACES):
+    """A capture of photos from these places, with points beside them, all moved by an offset."""
+    frames = []
+    for number, place in enumerate(places):
+        pose = [[*row[:3], x] for row, x in zip(POSE, np.add(place, offset).tolist())]
+        frames.append({"file_path": f"images/{number}.png", "transform_matrix": pose})
+    make_transforms(folder, frames, ply_file_path="cloud.ply")
+    rows = "\n".join(" ".join(map(repr, np.add(place, offset).tolist())) for place in places)
+    (folder / "cloud.ply").write_text(TEXT_PLY.format(count=len(places), rows=rows))
+    return folder
+
+
+def test_a_capture_in_map_coordinates_is_moved_near_the_origin(tmp_path):
+    plain = read_capture(make_placed(tmp_path / "plain", np.zeros(3)))
+    moved = read_capture(make_placed(tmp_path / "utm", UTM))
+    assert plain.origin == (0, 0, 0) and not plain.warnings
+    assert moved.origin == (500_000, 4_499_999, 201) and len(moved.warnings) == 1
+    assert "(500000, 4499999, 201)" in moved.warnings[0]
+    left = UTM - moved.origin
+    for ours, theirs in zip(plain.views, moved.views):
+        assert np.abs(theirs.center).max() < 5
+        np.testing.assert_allclose(theirs.center, ours.center + left, atol=1e-6)
+        np.testing.assert_array_equal(theirs.viewmat[:3, :3], ours.viewmat[:3, :3])
+    assert moved.points.dtype == np.float32
+    np.testing.assert_allclose(moved.points, plain.points + left, atol=1e-6)
+    write_cameras(tmp_path / "cameras.json", moved)
+    assert read_cameras(tmp_path / "cameras.json").origin == moved.origin
+
+
+def test_captures_that_float32_can_hold_stay_where_they_are(tmp_path):
+    capture = read_capture(make_placed(tmp_path, np.array([50.0, -80.0, 10.0])))
+    assert capture.origin == (0, 0, 0) and not capture.warnings
+    np.testing.assert_allclose(capture.points[0], [50.5, -83.0, 11.0])
+
+
+def test_cameras_of_an_earlier_version_have_no_origin(tmp_path):
+    path = tmp_path / "cameras.json"
+    write_cameras(path, read_capture(make_transforms(tmp_path / "capture")))
+    data = json.loads(path.read_text())
+    del data["origin"]
+    path.write_text(json.dumps(data))
+    assert read_cameras(path).origin == (0, 0, 0)
+
+
 # ---- photos
 
 

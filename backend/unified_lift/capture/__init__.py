@@ -8,6 +8,7 @@ from pathlib import Path
 
 from unified_lift.capture.cameras import read_cameras, write_cameras
 from unified_lift.capture.colmap import find_model, read_colmap
+from unified_lift.capture.origin import near_origin
 from unified_lift.capture.transforms import find_transforms, read_transforms
 from unified_lift.capture.views import Capture, View
 from unified_lift.protocol import JobError
@@ -19,11 +20,15 @@ def read_capture(path: Path | str) -> Capture:
     """Read a capture folder, or one named by its transforms.json; the format is found out.
 
     Where a folder has both, transforms.json gives cameras and split, COLMAP's model the points.
+    A capture far from its origin (map coordinates) is moved near it, see `Capture.origin`.
 
     Raises:
         JobError: no capture, or one that cannot be used; the message says what to do.
     """
-    path = Path(os.path.abspath(path))
+    return near_origin(_read(Path(os.path.abspath(path))))
+
+
+def _read(path: Path) -> Capture:
     if path.is_file() and path.suffix == ".json":
         return read_transforms(path)
     if not path.is_dir():

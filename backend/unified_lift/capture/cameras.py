@@ -22,6 +22,7 @@ def write_cameras(path: Path, capture: Capture) -> None:
     data = {
         "capture": str(capture.root),
         "world_to_blender": capture.world_to_blender.tolist(),
+        "origin": list(capture.origin),
         "has_split": capture.has_split,
         "warnings": list(capture.warnings),
         "views": [_view_to_json(view, capture.root, job_dir) for view in capture.views],
@@ -57,6 +58,7 @@ def read_cameras(path: Path) -> Capture:
     data = read_json(path)
     try:
         root = Path(data["capture"])
+        x, y, z = (float(value) for value in data.get("origin", Capture.origin))
         return Capture(
             root,
             tuple(_view_from_json(view, root, path.parent.absolute()) for view in data["views"]),
@@ -64,6 +66,7 @@ def read_cameras(path: Path) -> Capture:
             world_to_blender=np.array(data["world_to_blender"], np.float64).reshape(4, 4),
             has_split=bool(data["has_split"]),
             warnings=tuple(data["warnings"]),
+            origin=(x, y, z),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise JobError(f"{path} is damaged ({error}). Start the job again.") from error

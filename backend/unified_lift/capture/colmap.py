@@ -273,7 +273,7 @@ def _pose_viewmat(pose: list[float]) -> np.ndarray:
 
 
 def read_points(model: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Points of a model: (P, 3) float32 positions, (P, 3) uint8 colours; none without a file.
+    """Points of a model: (P, 3) float64 positions, (P, 3) uint8 colours; none without a file.
 
     Raises:
         JobError: the file is damaged.

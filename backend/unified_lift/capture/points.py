@@ -19,22 +19,21 @@ _GREY = 128
 
 
 def no_points() -> tuple[np.ndarray, np.ndarray]:
-    """Of the shapes and types that all readers of points return: (0, 3) float32 and uint8."""
-    return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8)
+    """Of the shapes and types that all readers of points return: (0, 3) float64 and uint8."""
+    return np.zeros((0, 3)), np.zeros((0, 3), np.uint8)
 
 
 def clean_points(xyz: np.ndarray, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points as (P, 3) float32 and (P, 3) uint8, without those that are not finite."""
-    xyz = xyz.astype(np.float32)
-    finite = np.isfinite(xyz).all(axis=1)
-    return xyz[finite], rgb.clip(0, 255).astype(np.uint8)[finite]
+    """Points as (P, 3) float64 and (P, 3) uint8, without those that are not finite."""
+    finite = np.isfinite(xyz.astype(np.float32)).all(axis=1)
+    return xyz[finite].astype(np.float64), rgb.clip(0, 255).astype(np.uint8)[finite]
 
 
 def read_points_ply(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read a PLY whose first element is `vertex` with x, y, z and perhaps red, green, blue.
 
     Returns:
-        (P, 3) float32 positions and (P, 3) uint8 colours (grey where the file has none).
+        (P, 3) float64 positions and (P, 3) uint8 colours (grey where the file has none).
 
     Raises:
         JobError: no such file, or not such a PLY.

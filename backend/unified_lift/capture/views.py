@@ -56,11 +56,13 @@ class Capture:
     Attributes:
         root: the capture folder, absolute.
         views: at least one, in the order of the file.
-        points: (P, 3) float32, world; P may be 0.
+        points: (P, 3), world; P may be 0; float64 as read, float32 once `near_origin`.
         point_colors: (P, 3) uint8.
         world_to_blender: (4, 4) float64, the rotation that puts the scene upright, z up.
         has_split: whether the capture names test views.
         warnings: sentences for the user about what was left out.
+        origin: where the world's origin lies in the capture's own coordinates; not 0 where these
+            are too large for float32.
     """
 
     root: Path
@@ -70,6 +72,7 @@ class Capture:
     world_to_blender: np.ndarray
     has_split: bool
     warnings: tuple[str, ...] = ()
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @property
     def train_views(self) -> tuple[View, ...]:
