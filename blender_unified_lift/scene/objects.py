@@ -22,13 +22,14 @@ def roots(scene: Scene) -> list[Collection]:
 
 
 def root(context: Context) -> Collection | None:
-    """The capture at work: the one of the active object, else the last of the scene."""
+    """The capture at work: that of the active object, else the last one that has objects."""
     found = roots(context.scene)
     active = context.view_layer.objects.active
     for candidate in found:
         if active and candidate.all_objects.get(active.name) == active:
             return candidate
-    return found[-1] if found else None
+    full = [candidate for candidate in found if rows(candidate)]
+    return next(reversed(full or found), None)
 
 
 def rows(root: Collection) -> list[tuple[Collection, Object]]:
@@ -67,6 +68,8 @@ def select(context: Context, objects: Iterable[Object], extend: bool = False) ->
 def delete(context: Context, objects: Iterable[Object]) -> int:
     """Delete objects, with their points and the collections that they leave empty.
 
+    If nothing is to be seen any more, the isolation of what was deleted ends.
+
     Returns:
         How many there were.
     """
@@ -77,6 +80,8 @@ def delete(context: Context, objects: Iterable[Object]) -> int:
     bpy.data.batch_remove(doomed)
     bpy.data.batch_remove([cloud for cloud in clouds if cloud.users == 0])
     bpy.data.batch_remove([item for item in folders if not item.objects and not item.children])
+    if not any(is_visible(obj, context.view_layer) for obj in parts(context.scene)):
+        leave_isolation(context)
     return len(doomed)
 
 

@@ -100,6 +100,55 @@ def test_delete_keeps_points_that_a_copy_uses(segmented):
     assert len(copy.data.points) == 20
 
 
+def test_deleting_what_is_isolated_shows_the_rest_again(segmented):
+    bpy.data.objects["Unassigned"].hide_set(True)
+    select(*THINGS)
+    bpy.ops.unified_lift.isolate()
+    select("Object 001")
+    bpy.ops.unified_lift.delete()
+    assert shown_of("Object 002", "Surface 001") == ["Object 002"], (
+        "there is still something to see"
+    )
+    select("Object 002")
+    bpy.ops.ed.undo_push(message="Select")
+    bpy.ops.unified_lift.delete("EXEC_DEFAULT", True)
+    assert shown_of("Surface 001", "Unassigned") == ["Surface 001"]
+    assert not bpy.data.objects["Surface 001"].hide_render
+    bpy.ops.ed.undo()
+    bpy.context.view_layer.update()
+    assert shown_of("Object 002", "Surface 001", "Unassigned") == ["Object 002"]
+    assert bpy.ops.unified_lift.leave_isolation.poll()
+
+
+def shown_of(*names: str) -> list[str]:
+    return [name for name in names if bpy.data.objects[name].visible_get()]
+
+
+def test_what_blender_deletes_leaves_the_list_and_comes_back(segmented):
+    """The empty collection that X leaves is the user's: it holds no row, undo needs it."""
+    from blender_unified_lift.scene import objects
+
+    select("Object 001")
+    bpy.ops.ed.undo_push(message="Select")
+    bpy.ops.object.delete("EXEC_DEFAULT", True)
+    bpy.data.collections.remove(bpy.data.collections["Surface 001"])  # as in the Outliner
+    root = objects.root(bpy.context)
+    assert [obj.name for _, obj in objects.rows(root)] == ["Object 002", "Unassigned"]
+    bpy.ops.ed.undo()
+    assert [obj.name for _, obj in objects.rows(objects.root(bpy.context))] == ALL
+
+
+def test_a_capture_without_objects_gives_way_to_one_with_some(segmented, finished_job):
+    from blender_unified_lift.scene import objects
+
+    bpy.ops.unified_lift.import_job(directory=str(finished_job))
+    last = objects.root(bpy.context)
+    assert last.name == "messy8.001"
+    objects.select(bpy.context, [obj for _, obj in objects.rows(last)])
+    bpy.ops.object.delete()
+    assert objects.root(bpy.context).name == "messy8"
+
+
 def test_isolate_hides_the_others_and_gives_back_what_was_seen(segmented):
     bpy.data.objects["Unassigned"].hide_set(True)
     bpy.data.objects["Surface 001"].hide_render = True
