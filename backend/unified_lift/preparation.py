@@ -21,7 +21,8 @@ from unified_lift.capture.images import (
     undistort,
     undistort_view,
 )
-from unified_lift.config import PipelineConfig
+from unified_lift.capture.origin import camera_spread
+from unified_lift.config import CaptureConfig, PipelineConfig
 from unified_lift.protocol import IMAGES_DIR, JobError, Report
 from unified_lift.rendering import Camera
 
@@ -85,7 +86,7 @@ def read_photos(
         The capture with pinhole views only, and its training photos.
 
     Raises:
-        JobError: fewer than two training photos, or none can be read.
+        JobError: fewer than two training photos, all from one place, or none can be read.
     """
     for text in capture.warnings:
         report.warning(text)
@@ -103,6 +104,11 @@ def read_photos(
         raise JobError(
             f"{capture.root} has {len(training)} photo to train with. A scene needs at least 2 "
             "photos from different places, and some dozens to look good."
+        )
+    if camera_spread([source for source, _ in training]) < CaptureConfig.min_spread:
+        raise JobError(
+            f"All {len(training)} training cameras of {capture.root} stand at one place: turning a "
+            "camera shows no depth. Take photos from different places."
         )
     photos = Photos([s for s, _ in training], [v for _, v in training], images)
     return replace(capture, views=tuple(pinholes)), photos

@@ -233,6 +233,17 @@ def test_one_photo_is_not_enough(tmp_path):
     assert fails(segment_small(capture, tmp_path / "job"), "at least 2 photos")
 
 
+def test_cameras_that_all_stand_at_one_place(small, tmp_path):
+    path = small / "transforms.json"
+    transforms = json.loads(path.read_text())
+    for frame in transforms["frames"]:
+        for row, value in zip(frame["transform_matrix"], (400_000.1, 5_000_000.2, 3.3)):
+            row[3] = value
+    path.write_text(json.dumps(transforms))
+    assert fails(segment_small(small, tmp_path / "job"), "8 training cameras", "one place")
+    assert not (tmp_path / "job" / "cameras.json").exists()
+
+
 def test_an_unreadable_photo_is_left_out(small, tmp_path):
     path = sorted((small / "images").iterdir())[0]
     path.write_bytes(path.read_bytes()[:200])

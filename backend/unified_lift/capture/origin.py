@@ -41,14 +41,14 @@ def near_origin(capture: Capture) -> Capture:
     )
 
 
-def spread(views: Sequence[View]) -> float:
+def camera_spread(views: Sequence[View]) -> float:
     """Standard deviation of the camera centres, in world units."""
     return float(np.linalg.norm(np.std([view.center for view in views], axis=0)))
 
 
 def _origin(views: Sequence[View]) -> np.ndarray:
     """(3,) float64: the cameras' centre, rounded to a power of ten below their spread, or 0."""
-    center, size = np.mean([view.center for view in views], axis=0), spread(views)
+    center, size = np.mean([view.center for view in views], axis=0), camera_spread(views)
     far = np.linalg.norm(center) > CaptureConfig.max_distance * size
     if not far or size < CaptureConfig.min_spread:
         return np.zeros(3)
