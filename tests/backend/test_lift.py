@@ -35,8 +35,11 @@ SAMPLE = Path(__file__).parents[1] / "data" / "messy8"
 CONFIG = LiftConfig(name_pixels=1.0)  # the scenes here are small
 
 
-def scene(*views, void=()):
-    """Incidence of views; each is a list of masks, each a list of Gaussians it shows wholly."""
+def scene(*views, void=(), cut=()):
+    """Incidence of views; each is a list of masks, each a list of Gaussians it shows wholly.
+
+    `cut` lists the rows of masks that the border of the picture cuts.
+    """
     masks = [(view, gaussians) for view, masks in enumerate(views) for gaussians in masks]
     num = 1 + max(g for _, gaussians in masks for g in gaussians)
     mass = scipy.sparse.lil_matrix((len(masks), num), dtype=np.float32)
@@ -46,8 +49,7 @@ def scene(*views, void=()):
     for view, gaussian in void:
         unlabelled[view, gaussian] = 10
     views_of = np.array([view for view, _ in masks])
-    areas = np.array([10 * len(gaussians) for _, gaussians in masks])
-    return Incidence(mass.tocsr(), unlabelled, views_of, areas)
+    return Incidence(mass.tocsr(), unlabelled, views_of, np.isin(np.arange(len(masks)), cut))
 
 
 def same_partition(ids, expected):
@@ -78,16 +80,24 @@ def test_incidence_sums_the_weights_over_masks():
         for label in (3, 9):
             expected = dense[labels == label].sum(0)
             np.testing.assert_allclose(result.mass[[row]].toarray()[0], expected, rtol=1e-5)
-            assert result.mask_areas[row] == (labels == label).sum()
             row += 1
         np.testing.assert_allclose(result.void[view], dense[labels == 0].sum(0), rtol=1e-5)
     assert not result.void[1:3].any()  # views without masks say nothing
 
 
+def test_the_border_cuts_masks_that_run_out_of_the_picture():
+    labels = np.zeros((20, 20), int)
+    labels[:8, 4:9] = 1  # five of its pixels at the border, 40 in all
+    labels[10:15, 8:18] = 2
+    labels[5:19, 19] = 3
+    whole = BlendWeights(*(np.zeros(401, int), *np.zeros((2, 0), int)), 20, 20, 3)
+    assert mask_incidence([whole], [labels]).mask_cut.tolist() == [True, False, True]
+
+
 def test_votes_are_counted_alike_in_parts(monkeypatch):
     rng = np.random.default_rng(0)
     mass = scipy.sparse.random(30, 50, 0.2, "csr", np.float32, random_state=0)
-    small = Incidence(mass, np.zeros((1, 50), np.float32), np.zeros(30, int), np.ones(30, int))
+    small = Incidence(mass, np.zeros((1, 50), np.float32), np.zeros(30, int), np.zeros(30, bool))
     entries = small.by_gaussian
     votes, weights = rng.integers(4, size=entries.nnz), rng.random(entries.nnz)
     expected = np.zeros((50, 4))
@@ -266,11 +276,30 @@ def test_objects_are_things_first_then_by_mass():
     assert len({r.color for r in records}) == 4
 
 
+def test_things_behind_the_scene_that_borders_cut_stay_unassigned():
+    config = replace(AUTO_LIFT, name_pixels=1.0)
+    behind = [[0, 1], [2, 3]]
+    few = [behind if view < 2 else [[0, 1]] for view in range(12)]
+    shown = [len(masks) for masks in few]
+    rows = np.cumsum(shown)[:2] - 1  # of the masks that show the second thing
+    ids, means = np.array([0, 0, 1, 1]), np.zeros((4, 3), np.float32)
+
+    def kept(cut, plane=0):
+        planes = np.array([0, 0, plane, plane])
+        records, final, _ = describe(scene(*few, cut=cut), ids, means, planes, config)
+        return [r.kind for r in records], final.tolist()
+
+    assert kept(rows) == (["thing"], [1, 1, 0, 0])
+    assert kept(rows, plane=1) == (["thing", "surface"], [1, 1, 2, 2])  # walls are objects
+    often = scene(*[behind] * 12, cut=np.arange(24))  # a sofa too large for any photo
+    assert describe(often, ids, means, np.zeros(4), config)[1].tolist() == [1, 1, 2, 2]
+
+
 def test_hidden_gaussians_take_the_id_of_a_close_neighbour():
     means = np.zeros((8, 3), np.float32)
     means[:, 0] = [0, 1, 2, 3, 4, 5, 2.5, 90]
     mass = scipy.sparse.csr_matrix(np.diag([10.0] * 6 + [0, 0]).astype(np.float32))
-    views = Incidence(mass, np.zeros((1, 8), np.float32), np.zeros(8, int), np.ones(8, int))
+    views = Incidence(mass, np.zeros((1, 8), np.float32), np.zeros(8, int), np.zeros(8, bool))
     ids = np.array([0, 0, 0, 0, 1, 1, -1, -1])
     assert fill_unseen(views, ids, means, CONFIG).tolist() == [0, 0, 0, 0, 1, 1, 0, -1]
 

@@ -184,14 +184,20 @@ def support(
 
 
 def best_ious(
-    incidence: Incidence, object_ids: np.ndarray, num_objects: int
+    incidence: Incidence,
+    object_ids: np.ndarray,
+    num_objects: int,
+    usable: np.ndarray | slice = slice(None),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """IoU (V, K) of each object with the mask that shows it best, and `view_weights` (V, K)."""
+    """IoU (V, K) of each object with the mask that shows it best, and `view_weights` (V, K).
+
+    Only `usable` masks, (M,) bool, are looked at; all by default.
+    """
     in_masks, in_views = masses(incidence, object_ids, num_objects)
     area = in_masks.sum(1, keepdims=True)
     iou = in_masks / np.maximum(area + in_views[incidence.mask_views] - in_masks, 1e-6)
     best = np.zeros_like(in_views)
-    np.maximum.at(best, incidence.mask_views, iou)
+    np.maximum.at(best, incidence.mask_views[usable], iou[usable])
     return best, view_weights(in_views.T).T
 
 

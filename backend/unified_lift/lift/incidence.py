@@ -12,6 +12,7 @@ import scipy.sparse
 from unified_lift.rendering.weights import BlendWeights
 
 MAX_CELLS = 20_000_000  # Gaussians times labels counted at once: bounds the memory
+CUT_SHARE = 0.25  # border pixels over the root of a mask's area; one that is just touched has less
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,13 @@ class Incidence:
         mass: (M, N) csr float32, weight of a Gaussian over the pixels of a mask, in pixels.
         void: (V, N) float32, the same over the unlabelled pixels of each view that has masks.
         mask_views: (M,) int64, the view of each mask, not descending.
-        mask_areas: (M,) int64 pixels.
+        mask_cut: (M,) bool, the picture's border cuts the mask.
     """
 
     mass: scipy.sparse.csr_matrix
     void: np.ndarray
     mask_views: np.ndarray
-    mask_areas: np.ndarray
+    mask_cut: np.ndarray
 
     @property
     def num_masks(self) -> int:
@@ -65,7 +66,7 @@ def mask_incidence(weights: list[BlendWeights], label_maps: list[np.ndarray | No
         label_maps: (H, W) int each, 0 = unlabelled, ids local to the view; None, or a map without
             any label, for a view without masks.
     """
-    rows, voids, views, areas = [], [], [], []
+    rows, voids, views, cuts = [], [], [], []
     for view, (blend, labels) in enumerate(zip(weights, label_maps, strict=True)):
         if labels is None or not labels.any():
             voids.append(np.zeros(blend.num_gaussians, np.float32))
@@ -76,14 +77,20 @@ def mask_incidence(weights: list[BlendWeights], label_maps: list[np.ndarray | No
         rows.append(mass[np.nonzero(labelled)[0]])
         voids.append(np.asarray(mass[np.nonzero(~labelled)[0]].sum(0), np.float32).ravel())
         views.append(np.full(labelled.sum(), view))
-        areas.append(counts[labelled])
+        border = np.bincount(_border(local.reshape(labels.shape)), minlength=len(ids))
+        cuts.append((border > CUT_SHARE * np.sqrt(counts))[labelled])
     empty = scipy.sparse.csr_matrix((0, weights[0].num_gaussians), dtype=np.float32)
     return Incidence(
         mass=scipy.sparse.vstack(rows or [empty], format="csr"),
         void=np.stack(voids),
         mask_views=np.concatenate([np.empty(0, np.int64), *views]),
-        mask_areas=np.concatenate([np.empty(0, np.int64), *areas]),
+        mask_cut=np.concatenate([np.empty(0, bool), *cuts]),
     )
+
+
+def _border(pixels: np.ndarray) -> np.ndarray:
+    """The values along the border of an image (H, W), each pixel once or, in corners, twice."""
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
 
 
 def count_votes(

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from unified_lift.config import LiftConfig
-from unified_lift.lift.compaction import masses, support
+from unified_lift.lift.compaction import best_ious, masses, support, without_gaps
 from unified_lift.lift.incidence import Incidence
 
 THING, SURFACE = "thing", "surface"
@@ -60,14 +60,10 @@ def describe(
         Records in the order of their ids, ids (N,) int32 with 0 = unassigned, and confidence
         (N,) float32 in 0..1.
     """
+    object_ids = without_background(incidence, object_ids, plane_of_gaussian, config)
     object_ids = fill_unseen(incidence, object_ids, means, config)
-    num_objects = int(object_ids.max(initial=-1)) + 1
-    mass = _mass(incidence)
-    inside = object_ids >= 0
-    total = np.bincount(object_ids[inside], mass[inside], num_objects)
-    planar = inside & (plane_of_gaussian > 0)
-    on_plane = np.bincount(object_ids[planar], mass[planar], num_objects)
-    is_surface = on_plane > config.surface_share * total
+    total, is_surface = _surfaces(incidence, object_ids, plane_of_gaussian, config)
+    num_objects = len(total)
     order = np.lexsort((-total, is_surface))
     new_ids = np.empty(num_objects + 1, np.int32)
     new_ids[order] = np.arange(1, num_objects + 1)
@@ -79,6 +75,24 @@ def describe(
         for number, old in enumerate(order, 1)
     ]
     return _numbered(records), final, confidence(incidence, object_ids, config)
+
+
+def without_background(
+    incidence: Incidence, object_ids: np.ndarray, plane_of_gaussian: np.ndarray, config: LiftConfig
+) -> np.ndarray:
+    """Leave out things that few views show, and hardly any of them whole.
+
+    They are pieces of what lies behind the scene: the photos' borders cut them out, not an outline.
+
+    Returns:
+        (N,) int64 ids from 0 without gaps, -1 = none.
+    """
+    total, is_surface = _surfaces(incidence, object_ids, plane_of_gaussian, config)
+    best, weights = best_ious(incidence, object_ids, len(total), ~incidence.mask_cut)
+    whole = (best > config.support_iou).sum(0)
+    few = weights.sum(0) < config.few_views * len(np.unique(incidence.mask_views))
+    kept = is_surface | ~few | (whole >= config.whole_views)
+    return without_gaps(np.where(np.append(kept, False)[object_ids], object_ids, -1))
 
 
 def fill_unseen(
@@ -115,6 +129,18 @@ def confidence(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig)
     share = agreeing / np.maximum(mass, 1e-9)
     seen = np.minimum(1, mass / config.confident_mass)
     return np.where(object_ids >= 0, share * seen, 0).clip(0, 1).astype(np.float32)
+
+
+def _surfaces(
+    incidence: Incidence, object_ids: np.ndarray, plane_of_gaussian: np.ndarray, config: LiftConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mass (K,) of each object, and whether it is a surface (K,) bool."""
+    mass, num_objects = _mass(incidence), int(object_ids.max(initial=-1)) + 1
+    inside = object_ids >= 0
+    total = np.bincount(object_ids[inside], mass[inside], num_objects)
+    planar = inside & (plane_of_gaussian > 0)
+    on_plane = np.bincount(object_ids[planar], mass[planar], num_objects)
+    return total, on_plane > config.surface_share * total
 
 
 def _mass(incidence: Incidence) -> np.ndarray:
