@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Label images of every kind that users have become label maps."""
 
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +92,45 @@ def test_transparent_pixels_are_unlabelled(tmp_path):
     pixels[:, :2, 3] = 0
     save(tmp_path / "0001.png", pixels)
     assert read_one(tmp_path).tolist() == [[0, 0, 1, 1]] * 2
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB"])
+def test_ids_and_colors_may_be_transparent_too(tmp_path, mode):
+    image = Image.fromarray(LABELS.astype(np.uint8), "P" if mode == "P" else "L")
+    if mode == "P":
+        image.putpalette([0, 0, 0, 10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image = image.convert(mode)
+    if mode == "LA":
+        image.putalpha(Image.fromarray((LABELS != 3).astype(np.uint8) * 255))
+        image.save(tmp_path / "0001.png")
+    else:
+        image.save(tmp_path / "0001.png", transparency=(3, 3, 3) if mode == "RGB" else 3)
+    assert read_one(tmp_path).tolist() == np.where(LABELS == 3, 0, LABELS).tolist()
+
+
+def test_colors_of_other_modes_are_refused(tmp_path):
+    for number, mode in enumerate(("CMYK", "LAB", "YCbCr")):
+        Image.new(mode, (4, 2)).save(tmp_path / f"{number}.tif")
+        with pytest.raises(JobError, match=rf"{number}.tif is of mode {mode}. Save it as grey"):
+            read_one(tmp_path, make_view(str(number)))
+
+
+def test_colors_of_16_bits_are_refused(tmp_path):
+    write_deep_png(tmp_path / "0001.png", np.kron(LABELS[..., None], [1, 0, 0]))
+    with pytest.raises(JobError, match=r"0001.png has 16 bits a colour"):
+        read_one(tmp_path)
+
+
+def write_deep_png(path, colors):
+    """A PNG of 16 bits a colour, which Pillow cannot write. (H, W, 3) ints."""
+    height, width, _ = colors.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colors)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, body in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        check = zlib.crc32(name + body)
+        data += struct.pack(">I", len(body)) + name + body + struct.pack(">I", check)
+    path.write_bytes(data)
 
 
 @pytest.mark.parametrize("name", ["cam/ä.png", "cam/ä.jpg.png", "cam/ä.TIF"])

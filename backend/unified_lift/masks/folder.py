@@ -22,6 +22,8 @@ from unified_lift.protocol import JobError, Report
 
 _ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".PNG", ".TIF", ".TIFF", ".BMP")
 _UINT16_MAX = np.iinfo(np.uint16).max
+_COLOR_MODES = ("RGB", "RGBA")
+_ID_MODES = ("1", "L", "LA", "P", "PA", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _VOID = np.iinfo(np.uint32).max  # -1 as 32 bits without sign
 
 
@@ -107,27 +109,32 @@ def _read_labels(path: Path) -> np.ndarray:
     """(H, W) int32 of one file, ids as they are where they fit 16 bits, else numbered anew."""
     try:
         with Image.open(path) as image:
-            mode, pixels = image.mode, np.asarray(image)
+            mode, is_deep = image.mode, ";16" in str(image.tile)
+            pixels = np.asarray(image)
+            clear = np.zeros(pixels.shape[:2], bool)
+            if image.has_transparency_data:
+                clear = np.asarray(image.convert("RGBA"))[..., 3] == 0
     except UNREADABLE as error:
         raise JobError(
             f"The label image {path} cannot be read ({error}). Save it again as PNG."
         ) from error
     if pixels.dtype.kind == "f":
         raise JobError(f"The label image {path} holds fractions. Save it as 16-bit PNG.")
-    if mode in ("RGB", "RGBA"):
-        return _color_labels(pixels, path)
+    if mode in _COLOR_MODES and not is_deep:
+        return _color_labels(pixels, clear, path)
+    if mode not in _ID_MODES:
+        kind = "has 16 bits a colour, of which 8 would be lost" if is_deep else f"is of mode {mode}"
+        raise JobError(f"The label image {path} {kind}. Save it as grey, palette or 8-bit RGB PNG.")
     labels = pixels if pixels.ndim == 2 else pixels[..., 0]  # grey or palette, with alpha
     labels = labels.astype(np.int32).view(np.uint32).astype(np.int64)
-    labels[labels == _VOID] = 0
+    labels[clear | (labels == _VOID)] = 0
     return labels.astype(np.int32) if labels.max() <= _UINT16_MAX else _numbered(labels)
 
 
-def _color_labels(pixels: np.ndarray, path: Path) -> np.ndarray:
-    """One id for each colour; black and transparent pixels are unlabelled."""
+def _color_labels(pixels: np.ndarray, clear: np.ndarray, path: Path) -> np.ndarray:
+    """One id for each colour; black and transparent (`clear`) pixels are unlabelled."""
     red, green, blue = np.moveaxis(pixels[..., :3].astype(np.int64), -1, 0)
-    colors = (red << 16) | (green << 8) | blue
-    if pixels.shape[-1] == 4:
-        colors[pixels[..., 3] == 0] = 0
+    colors = np.where(clear, 0, (red << 16) | (green << 8) | blue)
     labels = _numbered(colors)
     if labels.max() > MaskFolderConfig.max_colors:
         raise JobError(
