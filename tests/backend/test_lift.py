@@ -304,6 +304,12 @@ def test_hidden_gaussians_take_the_id_of_a_close_neighbour():
     assert fill_unseen(views, ids, means, CONFIG).tolist() == [0, 0, 0, 0, 1, 1, 0, -1]
 
 
+def test_one_labelled_splat_has_no_neighbours_to_fill():
+    views = scene([[0, 3]])  # nobody sees 1 and 2
+    means = np.array([[0, 0, 0], [0.1, 0, 0], [1e6, 0, 0], [1, 0, 0]], np.float32)
+    assert fill_unseen(views, np.array([0, -1, -1, -1]), means, CONFIG).tolist() == [0, -1, -1, -1]
+
+
 def test_confidence_falls_where_masks_disagree_and_where_little_is_seen():
     views = scene(WHOLE, WHOLE, HALVED)
     views.mass.data[:] = np.where(views.mass.indices == 5, 0.1, views.mass.data)

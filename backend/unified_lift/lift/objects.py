@@ -104,7 +104,7 @@ def fill_unseen(
     """
     hidden = (object_ids < 0) & (_mass(incidence) < config.min_visible)
     labelled = object_ids >= 0
-    if not hidden.any() or not labelled.any():
+    if not hidden.any() or labelled.sum() < 2:  # one alone has no spacing
         return object_ids
     tree = cKDTree(means[labelled])
     spacing = np.median(tree.query(means[labelled][:: config.spacing_stride], 2)[0][:, 1])
