@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import bpy
 from bpy.types import Collection, Context, LayerCollection, Object, Scene, ViewLayer
@@ -165,6 +166,25 @@ def show_all(context: Context) -> None:
         obj.hide_render = False
         for folder in obj.users_collection:
             folder.hide_render = False
+
+
+@contextmanager
+def alone_in_render(scene: Scene, kept: Iterable[Object]) -> Iterator[None]:
+    """Render these parts and no others, on a transparent ground, as long as the block."""
+    kept = set(kept)
+    others = set(parts(scene)) - kept
+    folders = {folder for obj in kept for folder in obj.users_collection}
+    before = {item: item.hide_render for item in (*kept, *others, *folders)}
+    was_transparent = scene.render.film_transparent
+    for item in before:
+        item.hide_render = item in others
+    scene.render.film_transparent = True
+    try:
+        yield
+    finally:
+        for item, was_hidden in before.items():
+            item.hide_render = was_hidden
+        scene.render.film_transparent = was_transparent
 
 
 def layer_path(top: LayerCollection, folder: Collection) -> list[LayerCollection]:

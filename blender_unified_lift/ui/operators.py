@@ -168,24 +168,27 @@ class UNIFIEDLIFT_OT_set_up_render(_OnScene, Operator):
 class UNIFIEDLIFT_OT_render_isolated(_OnSelected, Operator):
     bl_idname = "unified_lift.render_isolated"
     bl_label = "Render Isolated"
-    bl_description = "Isolate the selected objects and render them alone, on a transparent ground"
+    bl_description = "Render the selected objects alone, on a transparent ground; none stays hidden"
     bl_options = {"REGISTER", "UNDO"}
 
-    def execute(self, context):
-        return self._render(context, "EXEC_DEFAULT")
-
     def invoke(self, context, event):
-        return self._render(context, "INVOKE_DEFAULT")
+        result = self.execute(context)
+        if result == {"FINISHED"}:
+            bpy.ops.render.view_show("INVOKE_DEFAULT")
+        return result
 
-    def _render(self, context, how):
+    def execute(self, context):
         scene = context.scene
         if scene.camera is None:
             self.report({"ERROR"}, "The scene has no camera. Run Look Through Camera first")
             return {"CANCELLED"}
-        objects.isolate(context, objects.selected(context))
         set_up_render(scene)
-        scene.render.film_transparent = True
-        bpy.ops.render.render(how)
+        try:
+            with objects.alone_in_render(scene, objects.selected(context)):
+                bpy.ops.render.render()  # waits for its end: what it needs is put back then
+        except RuntimeError as error:  # how Blender's operators fail
+            self.report({"ERROR"}, str(error).strip().removeprefix("Error: "))
+            return {"CANCELLED"}
         return {"FINISHED"}
 
 

@@ -112,19 +112,74 @@ def test_every_operator_has_a_label_and_a_tooltip(addon):
         assert kind.bl_description and not kind.bl_description.endswith("."), kind
 
 
-def test_render_isolated_renders_the_selected_objects_alone(segmented):
-    scene = bpy.context.scene
+@pytest.fixture
+def rendered(segmented):
+    """What each render showed: names of the splat objects, and whether its ground was transparent.
+
+    The scene is small, its second object selected and its first one hidden in every way.
+    """
+    shown = []
+
+    def look(scene, depsgraph=None):
+        parts = [obj for obj in scene.objects if obj.type == "POINTCLOUD" and not obj.hide_render]
+        shown.append(([obj.name for obj in parts], scene.render.film_transparent))
+
+    bpy.ops.unified_lift.look_through_camera()
+    bpy.context.scene.render.resolution_percentage = 25
+    bpy.data.objects["Object 001"].hide_set(True)
+    bpy.data.objects["Object 001"].hide_render = True
     bpy.ops.unified_lift.select(name="Object 002")
+    bpy.app.handlers.render_pre.append(look)
+    yield shown
+    bpy.app.handlers.render_pre.remove(look)
+
+
+def hidings() -> dict[str, tuple]:
+    """All that tells what is seen, rendered and selected."""
+    layer = bpy.context.view_layer
+    states = {obj.name: (obj.hide_get(), obj.hide_render) for obj in bpy.context.scene.objects}
+    states |= {folder.name: (folder.hide_render,) for folder in bpy.data.collections}
+    selected = sorted(obj.name for obj in layer.objects.selected)
+    return {**states, "": (selected, bpy.context.scene.render.film_transparent)}
+
+
+def test_render_isolated_shows_the_selected_objects_alone_and_hides_nothing(rendered):
+    bpy.data.collections["Object 002"].hide_render = True
+    bpy.ops.ed.undo_push(message="Hide")
+    before, scene = hidings(), bpy.context.scene
+    assert bpy.ops.unified_lift.render_isolated("EXEC_DEFAULT", True) == {"FINISHED"}
+    assert rendered == [(["Object 002"], True)]
+    assert hidings() == before
+    assert scene.render.engine == "UNIFIEDLIFT_SPLATS"
+    assert scene.view_settings.view_transform == "Standard"
+    bpy.ops.ed.undo()
+    bpy.context.view_layer.update()
+    assert hidings() == before
+
+
+def test_render_isolated_keeps_an_isolation(rendered):
+    bpy.ops.unified_lift.isolate()
+    bpy.ops.unified_lift.select(name="Surface 001")
+    before = hidings()
+    bpy.ops.unified_lift.render_isolated()
+    assert hidings() == before and bpy.ops.unified_lift.leave_isolation.poll()
+
+
+def test_a_render_that_fails_is_told_and_hides_nothing(rendered):
+    scene, before = bpy.context.scene, hidings()
+    scene.render.use_border = True
+    scene.render.border_max_x = scene.render.border_min_x = 0.5  # nothing to render
+    with pytest.raises(RuntimeError, match="too small"):
+        bpy.ops.unified_lift.render_isolated()
+    assert hidings() == before
+
+
+def test_render_isolated_wants_a_camera(rendered):
+    bpy.context.scene.camera = None
+    before = hidings()
     with pytest.raises(RuntimeError, match="no camera"):
         bpy.ops.unified_lift.render_isolated()
-    bpy.ops.unified_lift.look_through_camera()
-    bpy.ops.unified_lift.select(name="Object 002")
-    scene.render.resolution_percentage = 25
-    assert bpy.ops.unified_lift.render_isolated() == {"FINISHED"}
-    assert scene.render.engine == "UNIFIEDLIFT_SPLATS" and scene.render.film_transparent
-    assert scene.view_settings.view_transform == "Standard"
-    seen = [obj.name for obj in scene.objects if obj.type == "POINTCLOUD" and not obj.hide_render]
-    assert seen == ["Object 002"]
+    assert hidings() == before and rendered == []
 
 
 def test_without_the_wheel_a_panel_says_what_is_missing(tmp_path):

