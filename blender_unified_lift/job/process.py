@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,14 +70,43 @@ def insist_on_cancel(job_dir: Path, state: JobState) -> None:
 
     Args:
         job_dir: the job folder.
-        state: of this job, with its lock held: `state.pid` lives and is the worker.
+        state: of this job. `state.pid` may be stale, its number another program's by now: only
+            a process that is a worker of this job is ended.
     """
     try:
         waited = time.time() - (job_dir / CANCEL_FILE).stat().st_mtime
     except FileNotFoundError:
         return
-    if waited > TERMINATE_SECONDS and state.pid:
+    if waited > TERMINATE_SECONDS and is_worker(state.pid, job_dir):
         _end(state.pid, force=waited > KILL_SECONDS)
+
+
+def is_worker(pid: int, job_dir: Path) -> bool:
+    """Whether a process of this machine was started by `start` for this job: numbers are reused."""
+    command = _command_line(pid) if pid > 0 else ""
+    return "-m unified_lift run" in command and command.rstrip('" \n').endswith(str(job_dir))
+
+
+def _command_line(pid: int) -> str:
+    """The command that a process was started with, '' if there is none."""
+    if sys.platform == "linux":  # where `ps` may be missing
+        try:
+            return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).replace("\0", " ")
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+    command = ["ps", "-ww", "-o", "command=", "-p", str(pid)]
+    if os.name == "nt":
+        query = f"(Get-CimInstance Win32_Process -Filter 'ProcessId={pid}').CommandLine"
+        utf8 = "[Console]::OutputEncoding = [Text.Encoding]::UTF8"
+        command = ["powershell", "-NoProfile", "-Command", f"{utf8}; {query}"]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        check=False,  # there is no such process
+    ).stdout
 
 
 def _end(pid: int, force: bool) -> None:

@@ -193,7 +193,8 @@ def test_a_worker_that_does_not_listen_is_ended(tmp_path, addon):
         "import sys, time; from unified_lift.protocol import JobLock, JobReport\n"
         "with JobLock(sys.argv[1]), JobReport(sys.argv[1]): time.sleep(60)"
     )
-    worker = subprocess.Popen([sys.executable, "-c", script, job_dir], start_new_session=True)
+    command = [sys.executable, "-c", script, job_dir, "-m", "unified_lift", "run", job_dir]
+    worker = subprocess.Popen(command, start_new_session=True)
     deadline = time.monotonic() + 20
     while protocol.job_state(job_dir).pid != worker.pid and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -204,6 +205,30 @@ def test_a_worker_that_does_not_listen_is_ended(tmp_path, addon):
     os.utime(job_dir / protocol.CANCEL_FILE, (long_ago, long_ago))
     process.insist_on_cancel(job_dir, protocol.job_state(job_dir))
     assert worker.wait(10) == -signal.SIGTERM
+
+
+def test_a_program_that_got_the_number_of_a_dead_worker_is_left_alone(addon, tmp_path):
+    """A worker that starts again has not yet replaced the heartbeat of the one before it."""
+    from blender_unified_lift.job import process
+
+    job_dir = tmp_path / "stale"
+    write_job(job_dir, JobRequest(str(SAMPLE)))
+    strangers = [
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *words])
+        for words in ([], [job_dir], ["-m", "unified_lift", "run", tmp_path / "other"])
+    ]
+    (job_dir / protocol.CANCEL_FILE).touch()
+    os.utime(job_dir / protocol.CANCEL_FILE, (0, 0))
+    for stranger in strangers:
+        status = {"pid": stranger.pid, "t": time.time()}
+        protocol.write_json(job_dir / protocol.STATUS_FILE, status)
+        with JobLock(job_dir):
+            process.insist_on_cancel(job_dir, protocol.job_state(job_dir))
+        with pytest.raises(subprocess.TimeoutExpired):
+            stranger.wait(0.3)
+        stranger.kill()
+        stranger.wait()
+    process.insist_on_cancel(job_dir, protocol.job_state(job_dir))  # nor is it missed
 
 
 def test_a_failed_job_tells_its_message(ready, tmp_path):
