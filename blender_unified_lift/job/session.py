@@ -44,6 +44,7 @@ class Watch:
         fraction: 0..1 of the whole job.
         seconds_left: None while nothing is known.
         message: what the user should know of the end.
+        trouble: why the folder cannot be read or written at this moment, "" if it can.
         warnings: what the worker said that did not stop it.
         preview: paths of an image and of a label map ("" = none), and a caption; {} before.
     """
@@ -58,6 +59,7 @@ class Watch:
     fraction: float = 0.0
     seconds_left: float | None = None
     message: str = ""
+    trouble: str = ""
     warnings: list[str] = field(default_factory=list)
     preview: dict[str, str] = field(default_factory=dict)
 
@@ -104,8 +106,11 @@ def restart(scene: Scene, python: Path) -> Watch:
 
 
 def _run(scene: Scene, job_dir: Path, python: Path) -> Watch:
-    (job_dir / protocol.CANCEL_FILE).unlink(missing_ok=True)
-    _, offset = protocol.read_events(job_dir)
+    try:
+        (job_dir / protocol.CANCEL_FILE).unlink(missing_ok=True)
+        _, offset = protocol.read_events(job_dir)
+    except OSError as error:
+        raise JobError(protocol.describe_os_error(error, job_dir)) from error
     started = time.time()
     worker = process.start(python, job_dir)
     watch = Watch(job_dir, worker=worker, started=started, offset=offset)
@@ -127,11 +132,18 @@ def _follow(scene: Scene, watch: Watch) -> None:
 
 
 def cancel(scene: Scene) -> None:
-    """Ask the worker of a scene's job for a stop; `poll` sees to it that it obeys."""
+    """Ask the worker of a scene's job for a stop; `poll` sees to it that it obeys.
+
+    Raises:
+        JobError: the job folder cannot be written.
+    """
     watch = _watches[scene.session_uid]
+    try:
+        protocol.request_cancel(watch.job_dir)
+    except OSError as error:
+        raise JobError(protocol.describe_os_error(error, watch.job_dir)) from error
     watch.stopping = True
     watch.stage, watch.seconds_left = "Stopping", None
-    protocol.request_cancel(watch.job_dir)
 
 
 def forget(scene: Scene) -> None:
@@ -208,12 +220,18 @@ def _update(watch: Watch) -> None:
             "Copy it here, or run Segment Scene again."
         )
         return
-    try:
-        state = protocol.job_state(watch.job_dir)
-        events, watch.offset = protocol.read_events(watch.job_dir, watch.offset)
-    except (JobError, OSError) as error:  # an error here would end the timer of all jobs
+    try:  # an error would end the timer of all jobs
+        _read_folder(watch)
+        watch.trouble = ""
+    except JobError as error:
         watch.state, watch.message = FAILED, str(error)
-        return
+    except OSError as error:  # a drive or a permission that may come back
+        watch.trouble = protocol.describe_os_error(error, watch.job_dir)
+
+
+def _read_folder(watch: Watch) -> None:
+    state = protocol.job_state(watch.job_dir)
+    events, watch.offset = protocol.read_events(watch.job_dir, watch.offset)
     for event in events:
         _read_event(watch, event)
     watch.state = _state_name(watch, state)

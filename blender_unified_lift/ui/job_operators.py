@@ -80,7 +80,11 @@ class UNIFIEDLIFT_OT_cancel(_OnJob, Operator):
     states, reason = session.ALIVE, "No job is running for this scene"
 
     def execute(self, context):
-        session.cancel(context.scene)
+        try:
+            session.cancel(context.scene)
+        except JobError as error:
+            self.report({"ERROR"}, str(error))
+            return {"CANCELLED"}
         return {"FINISHED"}
 
 

@@ -90,6 +90,8 @@ def _draw_progress(layout: UILayout, context: Context, watch: Watch) -> None:
         column.label(
             text="No sign of life for a minute: cancel, then look at the log", icon="ERROR"
         )
+    if watch.trouble:
+        draw_text(layout, context, watch.trouble, "ERROR")
     _draw_preview(layout, watch)
     _draw_warnings(layout, context, watch)
     row = layout.row(align=True)

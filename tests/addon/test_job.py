@@ -390,6 +390,36 @@ def test_a_lost_or_damaged_job_is_explained(addon, finished_job, tmp_path, damag
     assert bpy.ops.unified_lift.forget() == {"FINISHED"}
 
 
+def test_a_folder_that_fails_for_a_moment_ends_no_polling(addon, finished_job):
+    from blender_unified_lift.job import session
+
+    finish(finished_job)
+    events, aside = finished_job / protocol.EVENTS_FILE, finished_job / "aside"
+    events.rename(aside)
+    events.mkdir()  # cannot be read as a file
+    session.attach(bpy.context.scene, finished_job)
+    assert session.poll(), "it may be mended"
+    watch = session.watch_of(bpy.context.scene)
+    assert watch.state == "running" and str(events) in watch.trouble
+    events.rmdir()
+    aside.rename(events)
+    assert wait(ended).state == "imported" and not watch.trouble
+
+
+def test_a_cancel_file_that_cannot_be_taken_away_is_told(ready, finished_job):
+    from blender_unified_lift.job import session
+
+    write_job(finished_job, JobRequest(str(SAMPLE)))
+    with JobLock(finished_job), protocol.JobReport(finished_job) as report:
+        report.stage("training", "Training")
+    (finished_job / protocol.CANCEL_FILE).mkdir()  # `unlink` takes no folder away
+    session.attach(bpy.context.scene, finished_job)
+    session.watch_of(bpy.context.scene).state = session.CRASHED
+    with pytest.raises(RuntimeError, match="cancel"):
+        bpy.ops.unified_lift.resume()
+    assert session.watch_of(bpy.context.scene).state == session.CRASHED
+
+
 def test_job_paths_beside_the_file_move_with_it(addon, finished_job, tmp_path):
     from blender_unified_lift.job import session
     from blender_unified_lift.scene import objects
