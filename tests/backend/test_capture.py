@@ -609,6 +609,17 @@ def test_unreadable_photos_are_left_out(tmp_path):
         load_photo(views[2])
 
 
+def test_photos_of_floating_point_numbers_are_left_out(tmp_path):
+    good = make_photo(tmp_path / "good.png")
+    floats = save(tmp_path / "floats.tif", np.full((6, 8), 0.5, np.float32))
+    views = [make_view(path, 8, 6) for path in (floats, good)]
+    report = Collector()
+    assert [view.name for view in readable_views(views, report)] == ["good"]
+    assert "Left out 1 photos" in report.warnings[0] and "floating point" in report.warnings[0]
+    with pytest.raises(JobError, match=r"No training photo.*floats.tif: its values are floating"):
+        readable_views(views[:1], report)
+
+
 def test_a_scaled_view_sees_the_same_directions():
     view = scaled_view(make_view(Path("a.png"), 400, 300), 100)
     assert (view.width, view.height) == (100, 75)

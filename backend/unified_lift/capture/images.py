@@ -62,11 +62,15 @@ def readable_views(views: Sequence[View], report: Report) -> list[View]:
 
 
 def _fitted(view: View) -> View:
-    """The view at the size of its photo. Raises UNREADABLE, and JobError on another aspect."""
+    """The view at the size of its photo, whose values can be used.
+
+    Raises UNREADABLE, and JobError on another aspect.
+    """
     with Image.open(view.image_path) as image:
         width, height = _fitting_size(image, view)
         image.draft("L", (1, 1))  # of a JPEG, decode an eighth of the size: enough to prove it
         image.load()
+        _to_rgb(image.crop((0, 0, 1, 1)))
     return resized_view(view, width, height)
 
 
