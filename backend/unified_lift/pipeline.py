@@ -136,7 +136,10 @@ def _geometry(
     """Train the splats, or take those that a worker trained before it crashed."""
     path = job_dir / CHECKPOINT_DIR / GEOMETRY_FILE
     if path.exists():
-        return from_splats(read_ply(path))
+        try:
+            return from_splats(read_ply(path))
+        except JobError as error:
+            report.warning(f"The splats of the last run cannot be used. {error} Training again.")
     gaussians = train(
         photos.images,
         photos.cameras,

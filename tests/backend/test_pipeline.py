@@ -210,6 +210,19 @@ def test_a_worker_goes_on_from_the_trained_splats(small, tmp_path):
     assert (again / "scene.ply").read_bytes() == first
 
 
+def test_damaged_splats_of_a_crashed_worker_are_trained_again(small, tmp_path):
+    assert segment_small(small, tmp_path / "first").returncode == 0
+    whole = (tmp_path / "first" / "scene.ply").read_bytes()
+    again = tmp_path / "again"
+    (again / "checkpoint").mkdir(parents=True)
+    shutil.copy(tmp_path / "first" / "job.json", again)
+    (again / "checkpoint" / "geometry.ply").write_bytes(whole[: len(whole) // 2])
+    assert unified_lift("run", again).returncode == 0
+    warnings = [event for event in read_events(again)[0] if event["event"] == "warning"]
+    assert "geometry.ply is cut short" in warnings[0]["message"]
+    assert (again / "scene.ply").read_bytes() == whole
+
+
 # ---- bad input
 
 

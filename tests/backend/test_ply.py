@@ -80,6 +80,11 @@ def test_nan_is_refused(tmp_path):
             b"property float x\nend_header\n",
             "no Gaussian splats",
         ),
+        (
+            b"ply\nformat binary_little_endian 1.0\nelement vertex 3x\n"
+            b"property float x\nend_header\n",
+            "no splat file",
+        ),
     ],
 )
 def test_another_file_is_explained(tmp_path, content, words):
