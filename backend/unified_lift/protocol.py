@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Protocol
@@ -130,20 +131,24 @@ class SilentReport:
 
 
 def write_job(job_dir: Path, request: JobRequest) -> None:
-    """Make the job folder and its job.json.
+    """Make the job folder and its job.json; where that fails, no empty folder stays behind.
 
     Raises:
         JobError: the folder already holds a job, or cannot be written.
     """
-    check_settings(request.settings)
     path = Path(job_dir) / REQUEST_FILE
-    if path.exists():
-        raise JobError(f"{job_dir} already holds a job. Choose another folder for the new one.")
     try:
+        check_settings(request.settings)
+        if path.exists():
+            raise JobError(f"{job_dir} already holds a job. Choose another folder for the new one.")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"schema": SCHEMA_VERSION, **asdict(request)})
     except OSError as error:
         raise JobError(describe_os_error(error, path.parent)) from error
+    finally:
+        if not path.exists():
+            with suppress(OSError):  # what is not empty cannot be removed, and stays
+                path.parent.rmdir()
 
 
 def read_job(job_dir: Path) -> JobRequest:
@@ -473,7 +478,12 @@ else:
 def write_json(path: Path, data: object) -> None:
     """Write JSON under a temporary name, then rename: readers see the old file or the new one."""
     partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(data, indent=1, allow_nan=False), encoding="utf-8")
+    text = json.dumps(data, indent=1, allow_nan=False)
+    try:
+        partial.write_text(text, encoding="utf-8")
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     replace(partial, path)
 
 

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,22 @@ def test_a_second_job_in_the_same_folder_is_refused(job):
     with pytest.raises(JobError, match="already holds a job"):
         write_job(job, JobRequest("/captures/other"))
     assert read_job(job).capture == "/captures/desk"
+
+
+def test_a_request_that_cannot_be_written_leaves_no_empty_folder(tmp_path):
+    (tmp_path / "job").mkdir()  # Blender makes it, for its number
+    with pytest.raises(JobError, match="no preset 'fast'"):
+        write_job(tmp_path / "job", JobRequest("/captures/desk", Settings(preset="fast")))
+    assert not (tmp_path / "job").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_leaves_no_empty_folder(tmp_path):
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "job.json.part").symlink_to("/dev/full")
+    with pytest.raises(JobError, match="disk is full"):
+        write_job(tmp_path / "job", JobRequest("/captures/desk"))
+    assert not (tmp_path / "job").exists()
 
 
 @pytest.mark.parametrize(
