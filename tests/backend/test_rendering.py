@@ -366,6 +366,12 @@ def test_the_native_core_is_built_from_these_sources():
     assert is_current(built[0])
 
 
+def test_nothing_is_said_where_nothing_is_compiled():
+    command = [sys.executable, "-I", "-m", "unified_lift.rendering.native.compile"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout + result.stderr == ""
+
+
 def test_without_a_native_core_auto_is_the_reference_and_says_why(tmp_path):
     package = Path(unified_lift.__file__).parent
     shutil.copytree(package, tmp_path / "unified_lift", ignore=shutil.ignore_patterns("lib"))

@@ -80,15 +80,12 @@ def compile_target(name: str) -> Path:
     return path
 
 
-def compile_targets(names: list[str], force: bool = False) -> list[Path]:
-    """Build the libraries that are missing or built from other sources."""
-    paths = []
+def compile_targets(names: list[str], force: bool = False) -> None:
+    """Build the libraries that are missing or built from other sources, and tell of these."""
     for name in names:
         if force or not is_current(name):
-            log.info("compiling %s", name)
-            compile_target(name)
-        paths.append(library_path(name))
-    return paths
+            log.info("Compiling the native core for %s", name)
+            log.info("Wrote %s", compile_target(name))
 
 
 def main() -> int:
@@ -103,8 +100,7 @@ def main() -> int:
     if not names:
         log.warning("no target fits this machine; it will render with the reference engine")
     try:
-        for path in compile_targets(names, arguments.force):
-            log.info("%s", path)
+        compile_targets(names, arguments.force)
     except JobError as error:
         log.error("%s", error)
         return 1
