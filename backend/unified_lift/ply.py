@@ -164,7 +164,8 @@ def _read_vertices(path: Path) -> np.ndarray:
     first = words[elements[0]] if len(elements) > 1 else []
     properties = words[elements[0] + 1 : elements[1]] if len(elements) > 1 else []
     fields = [line for line in properties if line[:1] == ["property"]]
-    if first[1:2] != ["vertex"] or not first[-1].isdigit() or any(len(f) != 3 or f[1] not in _TYPES for f in fields):
+    plain = all(len(field) == 3 and field[1] in _TYPES for field in fields)
+    if first[1:2] != ["vertex"] or not first[-1].isdigit() or not plain:
         raise JobError(f"{path} does not begin with plain vertices: it is no splat file.")
     dtype = np.dtype([(name, _ORDERS[form] + _TYPES[kind]) for _, kind, name in fields])
     start, count = end + len(b"end_header\n"), int(first[2])
