@@ -32,7 +32,7 @@ from unified_lift.geometry import psnr, step_costs, train
 from unified_lift.lift.choice import take_better
 from unified_lift.lift.compaction import compact
 from unified_lift.lift.features import count_codes, nearest_codes, train_features
-from unified_lift.lift.incidence import mask_incidence
+from unified_lift.lift.incidence import check_mask_count, mask_incidence
 from unified_lift.lift.labels import label_map
 from unified_lift.lift.objects import ObjectRecord, describe
 from unified_lift.lift.votes import split_by_votes
@@ -192,7 +192,15 @@ def _given_masks(
         resized_view(source, view.width, view.height)
         for source, view in zip(photos.sources, photos.views_at(side), strict=True)
     ]
-    return folder_label_maps(Path(settings.masks), sources, report)
+    given = folder_label_maps(Path(settings.masks), sources, report)
+    check_mask_count([given[i] for i in _picked(photos, given)], LiftConfig())
+    return given
+
+
+def _picked(photos: Photos, given: list[np.ndarray | None] | None) -> list[int]:
+    """The views that lift: as many of those with masks as fit the memory, evenly spread."""
+    usable = [i for i in range(len(photos.views)) if given is None or given[i] is not None]
+    return spread(usable, lift_size(photos, CONFIG)[1])
 
 
 def _lifting(
@@ -206,10 +214,8 @@ def _lifting(
     report: JobReport,
 ) -> Lifting:
     """Choose as many views as fit the memory; get their label maps and the scene's planes."""
-    side, number = lift_size(photos, CONFIG)
-    usable = [i for i in range(len(photos.views)) if given is None or given[i] is not None]
-    picked = spread(usable, number)
-    chosen = photos.pick(picked).at(side)
+    picked = _picked(photos, given)
+    chosen = photos.pick(picked).at(lift_size(photos, CONFIG)[0])
     weights = []
     for camera in chosen.cameras:
         report.check()
@@ -228,6 +234,7 @@ def _lifting(
                 _sam(views, job_dir, settings, report), chosen.views, strict=True
             )
         ]
+    check_mask_count(label_maps, LiftConfig())
     on_plane = planes.plane_of_gaussian(gaussians["means"].numpy())
     return Lifting(chosen, weights, label_maps, on_plane)
 
@@ -265,7 +272,8 @@ def _split(
     config = AUTO_LIFT if settings.masks == MASKS_AUTO else LiftConfig()
     incidence = mask_incidence(lifting.weights, lifting.label_maps)
     report.check()
-    tracks = split_by_votes(incidence, config)
+    tracks = split_by_votes(incidence, config, report.check)
+    report.check()
     object_ids = compact(incidence, tracks, config)
     previews.show(gaussians, label_map(lifting.weights[0], object_ids + 1), "First split")
     features, codebook = np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32)

@@ -27,7 +27,7 @@ from unified_lift.lift.objects import confidence, describe, fill_unseen
 from unified_lift.lift.votes import MaskGraph, link_masks, mask_graph, split_by_votes
 from unified_lift.metrics import score
 from unified_lift.preparation import to_camera
-from unified_lift.protocol import SilentReport
+from unified_lift.protocol import Cancelled, SilentReport
 from unified_lift.rendering import load_engine
 from unified_lift.rendering.weights import BlendWeights
 
@@ -137,6 +137,14 @@ def test_masks_that_hardly_see_the_same_gaussians_are_not_joined():
 def test_tracks_follow_objects_whose_ids_and_order_change():
     views = [[[0, 1], [2, 3], [4, 5]], [[4, 5], [0, 1], [2, 3]], [[2, 3], [4, 5], [0, 1]]]
     assert same_partition(split_by_votes(scene(*views), CONFIG), [0, 0, 1, 1, 2, 2])
+
+
+def test_the_split_by_votes_looks_for_a_cancel():
+    def check():
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        split_by_votes(scene([[0, 1]], [[0, 1]]), CONFIG, check)
 
 
 def test_gaussians_outside_of_all_masks_have_no_object():

@@ -283,6 +283,14 @@ def test_masks_that_are_all_zero(small, tmp_path):
     assert fails(segment_small(small, tmp_path / "job"), "0")
 
 
+def test_masks_of_one_id_for_each_pixel(small, tmp_path):
+    for path in (small / "masks" / "paper").iterdir():
+        Image.fromarray(np.arange(80 * 60, dtype=np.uint16).reshape(60, 80)).save(path)
+    assert fails(segment_small(small, tmp_path / "job"), "8 photos have 38,392 masks", "12,000")
+    stages = [event.get("stage") for event in read_events(tmp_path / "job")[0]]
+    assert "geometry" not in stages
+
+
 def test_masks_for_some_photos_are_a_warning(small, tmp_path):
     sorted((small / "masks" / "paper").iterdir())[0].unlink()
     done = segment_small(small, tmp_path / "job")

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import scipy.sparse
 
+from unified_lift.config import LiftConfig
+from unified_lift.protocol import JobError
 from unified_lift.rendering.weights import BlendWeights
 
 MAX_CELLS = 20_000_000  # Gaussians times labels counted at once: bounds the memory
@@ -56,6 +59,26 @@ class Incidence:
         total = np.zeros((self.num_views, values.shape[1]), values.dtype)
         np.add.at(total, self.mask_views, values)
         return total
+
+
+def check_mask_count(label_maps: Sequence[np.ndarray | None], config: LiftConfig) -> None:
+    """Refuse more masks than can be compared, all with all, in memory.
+
+    Args:
+        label_maps: (H, W) int each, 0 = unlabelled; None for a view without masks.
+        config: has the limit.
+
+    Raises:
+        JobError: there are more.
+    """
+    maps = [labels for labels in label_maps if labels is not None]
+    count = sum(len(np.unique(labels[labels > 0])) for labels in maps)
+    if count > config.max_masks:
+        raise JobError(
+            f"The label maps of {len(maps)} photos have {count:,} masks together, only "
+            f"{config.max_masks:,} can be compared. Give each object of a photo one number, leave "
+            "small regions 0, or take fewer photos."
+        )
 
 
 def mask_incidence(weights: list[BlendWeights], label_maps: list[np.ndarray | None]) -> Incidence:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -25,13 +26,22 @@ class MaskGraph(NamedTuple):
     shared: np.ndarray
 
 
-def split_by_votes(incidence: Incidence, config: LiftConfig) -> np.ndarray:
+def split_by_votes(
+    incidence: Incidence, config: LiftConfig, check: Callable[[], None] = lambda: None
+) -> np.ndarray:
     """Split Gaussians into the tracks of the mask graph: no random numbers, no training.
+
+    Args:
+        incidence: N Gaussians, at most `config.max_masks` masks.
+        config: thresholds.
+        check: called again and again; may raise Cancelled.
 
     Returns:
         (N,) int64 track of each Gaussian from 0; -1 where no track's mask shows it.
     """
-    tracks = link_masks(mask_graph(incidence, config), incidence.mask_views, config)
+    graph = mask_graph(incidence, config)
+    check()
+    tracks = link_masks(graph, incidence.mask_views, config, check)
     tracks = _drop_weak(tracks, incidence, config)
     mass = incidence.by_gaussian
     votes = tracks[mass.indices]
@@ -71,7 +81,12 @@ def mask_graph(incidence: Incidence, config: LiftConfig) -> MaskGraph:
     return MaskGraph(contained, in_common / np.maximum(total, 1e-6))
 
 
-def link_masks(graph: MaskGraph, mask_views: np.ndarray, config: LiftConfig) -> np.ndarray:
+def link_masks(
+    graph: MaskGraph,
+    mask_views: np.ndarray,
+    config: LiftConfig,
+    check: Callable[[], None] = lambda: None,
+) -> np.ndarray:
     """Join masks that contain each other, best pairs first.
 
     Two masks of one view keep their clusters apart, unless one mask covers both of them in a fair
@@ -81,12 +96,14 @@ def link_masks(graph: MaskGraph, mask_views: np.ndarray, config: LiftConfig) -> 
         (M,) int64 cluster of each mask, from 0 without gaps.
     """
     joined = _often_joined(graph, mask_views, config)
+    check()
     cluster = list(range(len(mask_views)))
     members = [{int(view): [mask]} for mask, view in enumerate(mask_views)]
     for a, b in _edges(graph, mask_views, config).tolist():
         keep, gone = cluster[a], cluster[b]
         if keep == gone or _conflict(members[keep], members[gone], joined):
             continue
+        check()
         if len(members[keep]) < len(members[gone]):
             keep, gone = gone, keep
         for view, masks in members[gone].items():
