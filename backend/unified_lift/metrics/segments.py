@@ -3,108 +3,104 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
-from unified_lift.protocol import JobError, describe_os_error, read_json
+from unified_lift.metrics.tables import Table, count, share, total
 
 MATCH_IOU = 0.5  # panoptic quality: above this a match is unique
 AP_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO
 AP_RECALLS = np.linspace(0, 1, 101)  # COCO
 BOUNDARY_SHARE = 0.02  # boundary IoU: width of the band, of the image diagonal
-
-
-def evaluate(ids_dir: Path, gt_dir: Path) -> dict:
-    """Score predicted label maps; the views are one long image, so ids must agree between them.
-
-    Scored are the predictions whose ground truth exists. Ground-truth id 0 (not annotated) is left
-    out; pixels without a predicted id cost IoU. Protocol `things`: the ground truth is the things
-    alone, and predictions that lie mostly on something else are ignored. `all`: things and stuff.
-
-    Args:
-        ids_dir: NAME.png, single channel, 0 = unlabelled; sub-folders allowed.
-        gt_dir: holds ids/NAME.png and meta.json with the lists of ids `things` and `stuff`.
-
-    Returns:
-        {"views": int, "things": scores, "all": scores}; scores has PQ SQ RQ TP FP FN mIoU mBIoU AP
-        AP50 AP75 ARI best_iou n_pred n_gt. A protocol without ground truth is left out.
-
-    Raises:
-        JobError: no scored view, an unreadable or odd file, or sizes that differ.
-    """
-    things, stuff = _read_meta(Path(gt_dir))
-    predictions, truths = _read_views(Path(ids_dir), Path(gt_dir) / "ids")
-    return {"views": len(predictions), **score(predictions, truths, things, stuff)}
+SAME_ID_SHARE = 0.95  # of the views that show an object, for its id to be called consistent
 
 
 def score(
     predictions: list[np.ndarray], truths: list[np.ndarray], things: list[int], stuff: list[int]
 ) -> dict:
-    """Score label maps in memory, as `evaluate` does.
+    """Score label maps in memory; the views are one long image, so ids must agree between them.
+
+    Ground-truth id 0 (not annotated) is left out; pixels without a predicted id cost IoU. Protocol
+    `things`: the ground truth is the things alone, and predictions that lie mostly on something
+    else are ignored. `all`: things and stuff.
+
+    `id_consistency` is the share of true segments with one predicted id: the largest id on the
+    segment is the same in at least 95 % of the views that show it, and not 0. It does not ask
+    whether two segments share that id, so it means little where PQ is low. `count_error` is
+    |P - G| / G; P counts the predicted ids of any size that lie at least half on the protocol's
+    segments, G the true segments that the views show.
 
     Args:
-        predictions: (H, W) int each.
-        truths: (H, W) int each, of the same sizes.
+        predictions: (H, W) int >= 0 each.
+        truths: (H, W) int >= 0 each, of the same sizes.
         things: ids of the objects in `truths`.
         stuff: ids of floor, walls and the like.
+
+    Returns:
+        {"things": scores, "all": scores}; scores has PQ SQ RQ TP FP FN mIoU mBIoU AP AP50 AP75 ARI
+        best_iou n_pred n_gt id_consistency count_error. A protocol without ground truth is left
+        out.
     """
     known = [truth != 0 for truth in truths]
-    pixels = _count_overlaps(predictions, truths, known)
+    tables = [count(p[k], t[k]) for p, t, k in zip(predictions, truths, known, strict=True)]
+    pixels = total(tables)
     bands = _boundary_overlaps(predictions, truths, known, pixels)
+    same = _same_id(tables, pixels.truth_ids)
     scores = {}
     for protocol, ids in (("things", things), ("all", [*things, *stuff])):
         columns = np.isin(pixels.truth_ids, ids)
         if columns.any():
             scores[protocol] = _score_segments(pixels, bands, columns)
+            scores[protocol]["id_consistency"] = float(same[columns].mean())
     return scores
+
+
+def match(
+    predictions: list[np.ndarray], truths: list[np.ndarray], ids: Sequence[int]
+) -> dict[int, int]:
+    """Which predicted id stands for a true one: one to one, for the largest sum of IoU.
+
+    Args:
+        predictions: (H, W) int >= 0 each; 0 stands for nothing.
+        truths: (H, W) int >= 0 each; 0 is left out.
+        ids: the true ids wanted.
+
+    Returns:
+        {true id: predicted id} of those that share a pixel.
+    """
+    pixels = total([count(p[t != 0], t[t != 0]) for p, t in zip(predictions, truths, strict=True)])
+    rows, columns = pixels.predicted_ids != 0, np.isin(pixels.truth_ids, ids)
+    iou = pixels.iou[rows][:, columns]
+    found = zip(*linear_sum_assignment(-iou))
+    predicted, true = pixels.predicted_ids[rows], pixels.truth_ids[columns]
+    return {int(true[c]): int(predicted[r]) for r, c in found if iou[r, c] > 0}
 
 
 # ---- overlaps
 
 
-class Overlaps(NamedTuple):
-    """Pixels that each predicted id shares with each true id.
+def _same_id(tables: Sequence[Table], truth_ids: np.ndarray) -> np.ndarray:
+    """(C,) bool: true segments whose largest id is the same one in nearly all of their views."""
+    largest: dict[int, list[int]] = {truth: [] for truth in truth_ids.tolist()}
+    for table in tables:
+        for column, truth in enumerate(table.truth_ids.tolist()):
+            largest[truth].append(int(table.predicted_ids[table.counts[:, column].argmax()]))
 
-    Attributes:
-        predicted_ids: (R,) sorted ids.
-        truth_ids: (C,) sorted ids.
-        counts: (R, C) int64.
-        iou: (R, C) float64, of the counted pixels.
-    """
+    def is_same(ids: list[int]) -> bool:
+        most = max((ids.count(i) for i in set(ids) - {0}), default=0)
+        return most >= SAME_ID_SHARE * len(ids)
 
-    predicted_ids: np.ndarray
-    truth_ids: np.ndarray
-    counts: np.ndarray
-    iou: np.ndarray
-
-
-def _iou(shared: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    return shared / np.maximum(rows[:, None] + columns - shared, 1)
-
-
-def _count_overlaps(
-    predictions: list[np.ndarray], truths: list[np.ndarray], known: list[np.ndarray]
-) -> Overlaps:
-    predicted = np.concatenate([p[k] for p, k in zip(predictions, known, strict=True)])
-    truth = np.concatenate([t[k] for t, k in zip(truths, known, strict=True)])
-    predicted_ids, row = np.unique(predicted, return_inverse=True)
-    truth_ids, column = np.unique(truth, return_inverse=True)
-    shape = (len(predicted_ids), len(truth_ids))
-    flat = np.bincount(row * shape[1] + column, minlength=shape[0] * shape[1])
-    counts = flat.reshape(shape)
-    return Overlaps(predicted_ids, truth_ids, counts, _iou(counts, counts.sum(1), counts.sum(0)))
+    return np.array([is_same(ids) for ids in largest.values()], bool)
 
 
 def _boundary_overlaps(
     predictions: list[np.ndarray],
     truths: list[np.ndarray],
     known: list[np.ndarray],
-    pixels: Overlaps,
+    pixels: Table,
 ) -> np.ndarray:
     """Boundary IoU of each predicted id with each true id, (R, C) as in `pixels`."""
     shape = pixels.counts.shape
@@ -117,7 +113,7 @@ def _boundary_overlaps(
         columns += np.bincount(column[in_column], minlength=shape[1])
         both = in_row & in_column
         np.add.at(shared, (row[both], column[both]), 1)
-    return _iou(shared, rows, columns)
+    return share(shared, rows, columns)
 
 
 def boundary_band(labels: np.ndarray) -> np.ndarray:
@@ -139,7 +135,7 @@ def boundary_band(labels: np.ndarray) -> np.ndarray:
 # ---- scores of one protocol
 
 
-def _score_segments(pixels: Overlaps, bands: np.ndarray, columns: np.ndarray) -> dict:
+def _score_segments(pixels: Table, bands: np.ndarray, columns: np.ndarray) -> dict:
     rows = pixels.predicted_ids != 0
     areas = pixels.counts[rows].sum(1)
     elsewhere = pixels.counts[rows][:, ~columns].sum(1)
@@ -159,6 +155,7 @@ def _score_segments(pixels: Overlaps, bands: np.ndarray, columns: np.ndarray) ->
         "best_iou": float(iou.max(0, initial=0).mean()),
         "n_pred": len(iou),
         "n_gt": num_truth,
+        "count_error": abs(int(counted.sum()) - num_truth) / num_truth,
     }
 
 
@@ -218,52 +215,3 @@ def adjusted_rand_index(counts: np.ndarray) -> float:
     rows, columns = pairs(counts.sum(1)), pairs(counts.sum(0))
     expected, largest = rows * columns / total, (rows + columns) / 2
     return 1.0 if largest == expected else (pairs(counts) - expected) / (largest - expected)
-
-
-# ---- files
-
-
-def _read_meta(gt_dir: Path) -> tuple[list[int], list[int]]:
-    path = gt_dir / "meta.json"
-    meta = read_json(path)
-    for key in ("things", "stuff"):
-        ids = meta.get(key)
-        if not isinstance(ids, list) or not all(isinstance(entry, int) for entry in ids):
-            raise JobError(f"{path} has no list of ids '{key}'. It does not describe ids/.")
-    return meta["things"], meta["stuff"]
-
-
-def _read_views(ids_dir: Path, gt_dir: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    if not ids_dir.is_dir():
-        raise JobError(f"No folder {ids_dir}. Choose the ids folder that render wrote.")
-    names = sorted(path.relative_to(ids_dir) for path in ids_dir.rglob("*.png"))
-    names = [name for name in names if (gt_dir / name).is_file()]
-    if not names:
-        raise JobError(
-            f"No label map in {ids_dir} has a ground truth of the same name in {gt_dir}. "
-            "Choose the ids folder that render wrote, and the gt folder of the same capture."
-        )
-    predictions = [_read_ids(ids_dir / name) for name in names]
-    truths = [_read_ids(gt_dir / name) for name in names]
-    for name, prediction, truth in zip(names, predictions, truths, strict=True):
-        if prediction.shape != truth.shape:
-            raise JobError(
-                f"{ids_dir / name} has {_size(prediction)} pixels, its ground truth "
-                f"{_size(truth)}. Render at the size of the photos."
-            )
-    return predictions, truths
-
-
-def _size(labels: np.ndarray) -> str:
-    return f"{labels.shape[1]} x {labels.shape[0]}"
-
-
-def _read_ids(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            labels = np.array(image)
-    except OSError as error:  # Pillow's own errors are among them
-        raise JobError(describe_os_error(error, path)) from error
-    if labels.ndim != 2:
-        raise JobError(f"{path} has several channels. A label map is one 8 or 16 bit channel.")
-    return labels.astype(np.int32)
