@@ -137,8 +137,7 @@ def _start_points(
             if len(keep) > config.max_gaussians:
                 keep = rng.choice(keep, config.max_gaussians, replace=False)
             return points[keep], values[keep]
-    number = min(config.random_points, config.max_gaussians)
-    return random_points(photos, cameras, number, rng)
+    return random_points(photos, cameras, start_count(0, config), rng)
 
 
 def coarse_factor(config: GeometryConfig, cameras: list[Camera], step: int) -> int:
@@ -150,6 +149,12 @@ def coarse_factor(config: GeometryConfig, cameras: list[Camera], step: int) -> i
     return max(1, min(factor, side // config.min_coarse_side))
 
 
+def start_count(num_points: int, config: GeometryConfig) -> int:
+    """How many Gaussians training starts from, far outliers aside, of a capture's points."""
+    enough = num_points >= config.min_points
+    return min(num_points if enough else config.random_points, config.max_gaussians)
+
+
 def step_costs(config: GeometryConfig, cameras: list[Camera], count: int) -> Iterator[float]:
     """Expected seconds of each step on two CPU cores (`cost_*` of the config, measured).
 
@@ -159,7 +164,8 @@ def step_costs(config: GeometryConfig, cameras: list[Camera], count: int) -> Ite
     for step in range(config.iterations):
         share = pixels / coarse_factor(config, cameras, step) ** 2
         per_pixel = config.cost_pixel + config.cost_overdraw * count
-        yield share * per_pixel + count * config.cost_gaussian
+        once = config.cost_start if step == 0 else 0.0
+        yield once + config.cost_step + share * per_pixel + count * config.cost_gaussian
         if _densify_now(config, step):
             count = max(count, min(config.max_gaussians, int(count * config.growth) + 1))
 

@@ -28,7 +28,7 @@ from unified_lift.config import (
     SurfaceMaskConfig,
 )
 from unified_lift.gaussians import GEOMETRY, Gaussians, from_splats, to_splats
-from unified_lift.geometry import psnr, step_costs, train
+from unified_lift.geometry import psnr, start_count, step_costs, train
 from unified_lift.lift.choice import take_better
 from unified_lift.lift.compaction import compact
 from unified_lift.lift.features import count_codes, nearest_codes, train_features
@@ -83,7 +83,7 @@ def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
     capture, photos = read_photos(capture, job_dir, config.longest_side, CONFIG, report)
     given = _given_masks(photos, settings, report)
     write_cameras(job_dir / CAMERAS_FILE, capture)
-    report.plan(**_plan(photos, config, settings))
+    report.plan(**_plan(photos, len(capture.points), config, settings))
     previews = Previews(job_dir, engine, photos.cameras[0], CONFIG.preview_seconds, report)
 
     report.stage("geometry", f"Training splats ({engine.name})")
@@ -109,17 +109,18 @@ def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
 # ---- stages
 
 
-def _plan(photos: Photos, config: GeometryConfig, settings: Settings) -> dict[str, float]:
+def _plan(
+    photos: Photos, num_points: int, config: GeometryConfig, settings: Settings
+) -> dict[str, float]:
     """Expected seconds of each stage on the machine that the constants were measured on."""
     side, number = lift_size(photos, CONFIG)
     pixels = sum(view.width * view.height for view in photos.views_at(side)[:number])
-    start = min(config.max_gaussians, config.random_points)
     masks = {
         MASKS_AUTO: CONFIG.surface_seconds * pixels,
         MASKS_SAM: CONFIG.sam_seconds * number + CONFIG.folder_seconds * pixels,
     }.get(settings.masks, CONFIG.folder_seconds * pixels)
     lift = CONFIG.vote_seconds + CONFIG.feature_seconds * (settings.method == "default")
-    geometry = sum(step_costs(config, photos.cameras, start))
+    geometry = sum(step_costs(config, photos.cameras, start_count(num_points, config)))
     return {"geometry": geometry, "masks": masks, "lift": lift}
 
 

@@ -38,6 +38,7 @@ PREVIEW_DIR = "preview"
 HEARTBEAT_SECONDS = 0.5
 TAIL_BYTES = 1 << 16  # of the events: longer than any one of them
 ESTIMATE_SECONDS = 2.0  # the time left is told when this much work was seen
+PLAN_SECONDS = 10.0  # the plan counts as if it had held for so long before
 HUNG_SECONDS = 60.0  # a worker that holds the lock and is silent for longer counts as hung
 
 EXIT_DONE, EXIT_FAILED, EXIT_LOCKED, EXIT_CANCELLED = 0, 1, 75, 130
@@ -356,7 +357,7 @@ class JobReport:
         """Overall fraction done, and seconds left (None before anything is known).
 
         The plan was made on another machine: how long the work so far took, compared to its
-        plan, tells how long the rest will take on this one.
+        plan, tells how long the rest will take on this one. Stages without a plan tell nothing.
         """
         done = sum(self.seconds.values())
         elapsed = time.monotonic() - self._stage_start if self._stage else 0.0
@@ -366,11 +367,14 @@ class JobReport:
         expected = self._plan.get(self._stage, 0.0)
         later = sum(self._plan[name] for name in self._plan if name not in self.seconds)
         later -= expected if self._stage not in self.seconds else 0.0
-        planned = sum(self._plan.get(name, 0.0) for name in self.seconds)
-        speed = (done + elapsed) / max(planned + share * expected, 1e-3)
+        known = [name for name in self.seconds if name in self._plan]
+        took = sum(self.seconds[name] for name in known) + elapsed
+        planned = sum(self._plan[name] for name in known) + share * expected
+        speed = (took + PLAN_SECONDS) / (planned + PLAN_SECONDS)
         # What the stage itself shows counts for more than the plan as it goes on.
         shown = elapsed / share if share > 0 else expected * speed
-        rest = (1 - share) * ((1 - share) * expected * speed + share * shown)
+        trust = share**2
+        rest = (1 - share) * ((1 - trust) * expected * speed + trust * shown)
         left = rest + later * speed
         return min(1.0, (done + elapsed) / max(done + elapsed + left, 1e-6)), left
 

@@ -17,7 +17,7 @@ from unified_lift.gaussians import (
     start_gaussians,
     to_splats,
 )
-from unified_lift.geometry import _shrink, coarse_factor, psnr, step_costs, train
+from unified_lift.geometry import _shrink, coarse_factor, psnr, start_count, step_costs, train
 from unified_lift.protocol import SilentReport
 from unified_lift.rendering import Camera, load_engine
 
@@ -142,7 +142,14 @@ def test_resolution_grows_and_the_costs_follow(two_balls):
     assert factors == [4, 2, 1]
     costs = list(step_costs(config, two_balls[1], 100))
     assert len(costs) == config.iterations
-    assert costs[0] < costs[-1]
+    assert costs[1] < costs[-1]
+
+
+def test_training_starts_from_the_points_of_the_capture():
+    assert start_count(350, CONFIG) == 350
+    assert start_count(9000, CONFIG) == CONFIG.max_gaussians
+    few = CONFIG.min_points - 1
+    assert start_count(few, replace(CONFIG, random_points=300)) == 300  # random ones instead
 
 
 def test_extent_is_the_radius_of_the_cameras(two_balls):

@@ -184,6 +184,26 @@ def test_the_time_left_follows_the_speed_of_this_machine(job):
     assert fraction == pytest.approx(5 / 40, rel=0.05)
 
 
+def test_the_first_estimate_rests_on_the_plan(job):
+    with JobReport(job) as report:
+        report.stage("photos", "Reading photos")
+        report._stage_start -= 30.0  # has no plan, and tells nothing of the rest
+        report.stage("geometry", "Training")
+        report.plan(geometry=40.0, masks=20.0)
+        report._stage_start -= 1.0
+        report.progress(1, 1000)
+        assert report.estimate()[1] == pytest.approx(60.0, rel=0.2)
+
+
+def test_the_plan_is_forgotten_as_work_goes_on(job):
+    with JobReport(job) as report:
+        report.plan(geometry=40.0, masks=20.0)
+        report.stage("geometry", "Training")
+        report._stage_start -= 180.0  # a machine six times as slow
+        report.progress(3, 4)
+        assert report.estimate()[1] == pytest.approx(60 + 120, rel=0.2)
+
+
 def test_a_folder_without_a_job_is_explained(tmp_path):
     with pytest.raises(JobError, match="holds no job"):
         job_state(tmp_path)
