@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Metrics: label maps, extracted objects, Gaussians and images against ground truth."""
 
-from unified_lift.metrics.files import evaluate, read_labels
+from unified_lift.metrics.files import evaluate, read_labels, read_meta, read_truth
 from unified_lift.metrics.objects import extraction_iou, gaussian_accuracy
 from unified_lift.metrics.pictures import psnr, ssim
 from unified_lift.metrics.segments import adjusted_rand_index, boundary_band, match, score
@@ -18,6 +18,8 @@ __all__ = [
     "match",
     "psnr",
     "read_labels",
+    "read_meta",
+    "read_truth",
     "score",
     "ssim",
     "total",

@@ -11,6 +11,8 @@ from PIL import Image
 from unified_lift.metrics.segments import score
 from unified_lift.protocol import JobError, describe_os_error, read_json
 
+IDS_DIR = "ids"  # of a ground truth: NAME.png
+
 
 def evaluate(ids_dir: Path, gt_dir: Path) -> dict:
     """Score predicted label maps whose ground truth exists, as `score` does.
@@ -26,8 +28,8 @@ def evaluate(ids_dir: Path, gt_dir: Path) -> dict:
         JobError: no scored view, no annotated pixel, an unreadable or odd file, or sizes that
             differ.
     """
-    things, stuff = _read_meta(Path(gt_dir))
-    predictions, truths = _read_views(Path(ids_dir), Path(gt_dir) / "ids")
+    things, stuff = read_meta(Path(gt_dir))
+    predictions, truths = _read_views(Path(ids_dir), Path(gt_dir) / IDS_DIR)
     scores = score(predictions, truths, things, stuff)
     if not scores:
         raise JobError(
@@ -37,7 +39,12 @@ def evaluate(ids_dir: Path, gt_dir: Path) -> dict:
     return {"views": len(predictions), **scores}
 
 
-def _read_meta(gt_dir: Path) -> tuple[list[int], list[int]]:
+def read_meta(gt_dir: Path) -> tuple[list[int], list[int]]:
+    """The ids of things and of stuff that a ground truth's meta.json lists.
+
+    Raises:
+        JobError: no such file, or without these lists.
+    """
     path = gt_dir / "meta.json"
     meta = read_json(path)
     for key in ("things", "stuff"):
@@ -45,6 +52,15 @@ def _read_meta(gt_dir: Path) -> tuple[list[int], list[int]]:
         if not isinstance(ids, list) or not all(isinstance(entry, int) for entry in ids):
             raise JobError(f"{path} has no list of ids '{key}'. It does not describe ids/.")
     return meta["things"], meta["stuff"]
+
+
+def read_truth(gt_dir: Path, name: str) -> np.ndarray:
+    """(H, W) int64 true ids of the view of that name, 0 = not annotated.
+
+    Raises:
+        JobError: as `read_labels`.
+    """
+    return read_labels(gt_dir / IDS_DIR / f"{name}.png")
 
 
 def _read_views(ids_dir: Path, gt_dir: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
