@@ -291,7 +291,7 @@ def _last_words(watch: Watch) -> str:
 def _import(scene: Scene, watch: Watch) -> None:
     """Import once, as one undo step, as soon as Blender's mode allows it."""
     if bpy.context.mode != "OBJECT" or bpy.app.is_job_running("RENDER"):
-        watch.message = "Finished: the objects arrive in Object Mode, when nothing renders"
+        watch.message = "Finished. The objects come in Object Mode, while nothing renders"
         return
     try:
         with bpy.context.temp_override(scene=scene, view_layer=scene.view_layers[0]):

@@ -171,6 +171,13 @@ class UNIFIEDLIFT_OT_render_isolated(_OnSelected, Operator):
     bl_description = "Render the selected objects alone, on a transparent ground; none stays hidden"
     bl_options = {"REGISTER", "UNDO"}
 
+    @classmethod
+    def poll(cls, context):
+        if bpy.app.is_job_running("RENDER"):
+            cls.poll_message_set("Wait for the end of the render that is running")
+            return False
+        return super().poll(context)
+
     def invoke(self, context, event):
         result = self.execute(context)
         if result == {"FINISHED"}:

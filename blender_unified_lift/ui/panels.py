@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The tab "Unified Lift" of the 3D viewport's sidebar. Draws only: nothing is changed here."""
 
+import re
 import textwrap
 from pathlib import Path
 
@@ -21,6 +22,7 @@ PREVIEW_SCALE = 5.5
 MAX_PREVIEWS = 8  # pictures kept in memory
 LETTER_WIDTH = 6.8  # pixels of Blender's interface font on average, at scale 1
 BORDER_WIDTH = 64  # pixels of icon and margins beside a text
+_WORD_END = re.compile(r"(\s+|(?<=[^\s/\\])(?=[/\\]))")
 _END_ICONS = {
     session.FINISHED: "TIME",
     session.IMPORTED: "CHECKMARK",
@@ -85,11 +87,12 @@ def _draw_progress(layout: UILayout, context: Context, watch: Watch) -> None:
     side.label(text=left)
     row = column.row(align=True)
     row.progress(factor=watch.fraction, text=f"{watch.fraction:.0%}")
-    row.operator("unified_lift.cancel", text="", icon="X")
+    button = row.row(align=True)
+    button.enabled = not watch.stopping
+    button.operator("unified_lift.cancel", text="", icon="X")
     if watch.state == session.HUNG:
-        column.label(
-            text="No sign of life for a minute: cancel, then look at the log", icon="ERROR"
-        )
+        text = "No sign of life for a minute: cancel, then look at the log"
+        draw_text(layout, context, text, "ERROR")
     if watch.trouble:
         draw_text(layout, context, watch.trouble, "ERROR")
     _draw_preview(layout, watch)
@@ -157,7 +160,8 @@ def _draw_end(layout: UILayout, context: Context, watch: Watch) -> None:
             buttons.operator("unified_lift.resume", icon="PLAY")
         buttons.operator("unified_lift.restart", icon="FILE_REFRESH")
         buttons.operator("unified_lift.open_log", text="Log", icon="TEXT")
-    gone = all(session.stored_path(root) != watch.job_dir for root in objects.roots(context.scene))
+    filled = [root for root in objects.roots(context.scene) if objects.rows(root)]
+    gone = all(session.stored_path(root) != watch.job_dir for root in filled)
     if watch.state == session.IMPORTED and gone:
         buttons = box.row()
         buttons.operator_context = "EXEC_DEFAULT"
@@ -184,8 +188,10 @@ def draw_text(layout: UILayout, context: Context, text: str, icon: str, taken: i
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Lines of at most `width` letters; longer words (paths) are cut."""
-    return textwrap.wrap(text, max(width, 10)) or [""]
+    """Lines of at most `width` letters; paths go on with a slash, longer words are cut."""
+    wrapper = textwrap.TextWrapper(max(width, 10), break_on_hyphens=False)
+    wrapper.wordsep_simple_re = _WORD_END
+    return wrapper.wrap(text) or [""]
 
 
 class UNIFIEDLIFT_PT_advanced(_Tab, Panel):

@@ -209,5 +209,7 @@ def test_long_texts_are_wrapped():
     from blender_unified_lift.ui.panels import time_left, wrapped
 
     assert wrapped("one two three", 8) == ["one two", "three"]
-    assert max(map(len, wrapped("No file /very/long/path/without/any/space", 12))) <= 12
+    path = "No /home/me/photos/of_a_very_long_name"
+    assert wrapped(path, 12) == ["No /home/me", "/photos/of_a", "_very_long_n", "ame"]
+    assert wrapped(r"No C:\Users\me\photos", 12) == [r"No C:\Users", r"\me\photos"]
     assert [time_left(seconds) for seconds in (4, 52, 130)] == ["a few seconds", "50 s", "2 min"]
