@@ -148,6 +148,10 @@ class SurfaceMaskConfig:
     reference_side: int = 320  # pixels
     seed: int = 0
 
+    # Share of the time until depth is found, and from the first label map on (messy8, standard).
+    depth_time: float = 0.4
+    label_time: float = 0.25
+
     # Depth of a pixel: the splats near the one where half of the pixel's weight is reached.
     depth_min_alpha: float = 0.5  # a pixel below this has no surface
     depth_min_weight: float = 0.02  # fainter splats have no say

@@ -36,6 +36,7 @@ from unified_lift.lift.incidence import check_mask_count, mask_incidence
 from unified_lift.lift.labels import label_map
 from unified_lift.lift.objects import ObjectRecord, describe
 from unified_lift.lift.votes import split_by_votes
+from unified_lift.masks import Show
 from unified_lift.masks.folder import folder_label_maps
 from unified_lift.masks.sam import sam_label_maps
 from unified_lift.masks.sam_model import build_sam, read_weights
@@ -93,7 +94,9 @@ def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
     previews.show(gaussians, None, "Splats trained")
 
     report.stage("masks", _masks_label(settings))
-    lifting = _lifting(job_dir, capture, photos, given, gaussians, engine, settings, report)
+    lifting = _lifting(
+        job_dir, capture, photos, given, gaussians, engine, settings, report, previews
+    )
     _write_masks(job_dir / MASKS_DIR, lifting)
 
     report.stage("lift", "Finding objects")
@@ -213,6 +216,7 @@ def _lifting(
     engine: Engine,
     settings: Settings,
     report: JobReport,
+    previews: Previews,
 ) -> Lifting:
     """Choose as many views as fit the memory; get their label maps and the scene's planes."""
     picked = _picked(photos, given)
@@ -221,7 +225,14 @@ def _lifting(
     for camera in chosen.cameras:
         report.check()
         weights.append(engine.blend_weights(*(gaussians[name] for name in GEOMETRY), camera))
-    scene = (chosen.images, chosen.cameras, gaussians, weights, SurfaceMaskConfig(), report)
+
+    def show(view: int, labels: np.ndarray | None) -> None:
+        if previews.due:
+            previews.camera = chosen.cameras[view]
+            labels = given[picked[view]] if given else labels
+            previews.show(gaussians, labels, _masks_label(settings))
+
+    scene = (chosen.images, chosen.cameras, gaussians, weights, SurfaceMaskConfig(), report, show)
     if settings.masks == MASKS_AUTO:
         label_maps, planes = surface_label_maps(*scene)
     else:
@@ -232,7 +243,7 @@ def _lifting(
         label_maps = [
             resize_labels(labels, view.width, view.height)
             for labels, view in zip(
-                _sam(views, job_dir, settings, report), chosen.views, strict=True
+                _sam(views, job_dir, settings, report, show), chosen.views, strict=True
             )
         ]
     check_mask_count(label_maps, LiftConfig())
@@ -241,14 +252,15 @@ def _lifting(
 
 
 def _sam(
-    views: list[View], job_dir: Path, settings: Settings, report: JobReport
+    views: list[View], job_dir: Path, settings: Settings, report: JobReport, show: Show
 ) -> list[np.ndarray]:
     """Masks of segment-anything, from the photos at the size that it works at."""
     config = SamConfig()
     photos = [load_photo(scaled_view(view, config.longest_side)) for view in views]
     device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
     cache_dir = job_dir.absolute().parent / SAM_CACHE_DIR
-    return sam_label_maps(photos, Path(settings.sam_checkpoint), config, cache_dir, report, device)
+    checkpoint = Path(settings.sam_checkpoint)
+    return sam_label_maps(photos, checkpoint, config, cache_dir, report, device, show)
 
 
 @dataclass(frozen=True)
@@ -278,6 +290,12 @@ def _split(
     object_ids = compact(incidence, tracks, config)
     previews.show(gaussians, label_map(lifting.weights[0], object_ids + 1), "First split")
     features, codebook = np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32)
+
+    def show(*learned: torch.Tensor) -> None:
+        if previews.due:
+            codes = label_map(lifting.weights[0], nearest_codes(*learned) + 1)
+            previews.show(gaussians, codes, "Learning features")
+
     if settings.method == "default":
         learned = train_features(
             lifting.weights,
@@ -287,6 +305,7 @@ def _split(
             FEATURES,
             settings.seed,
             report,
+            show,
         )
         by_codes = compact(incidence, nearest_codes(*learned), config)
         object_ids = take_better(incidence, object_ids, by_codes, config)

@@ -27,9 +27,14 @@ class Previews:
         self._last = time.monotonic()
         self._count = 0
 
+    @property
+    def due(self) -> bool:
+        """Whether it is time for the next one."""
+        return time.monotonic() - self._last >= self.seconds
+
     def training(self, gaussians: Gaussians) -> None:
         """Show how the splats look by now, if it is time."""
-        if time.monotonic() - self._last >= self.seconds:
+        if self.due:
             self.show(gaussians, None, "Training splats")
 
     def show(self, gaussians: Gaussians, labels: np.ndarray | None, caption: str) -> None:

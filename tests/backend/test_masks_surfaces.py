@@ -422,6 +422,15 @@ def test_photos_and_splats_become_label_maps(scene, trained, weights):
     assert not on_plane[means[:, 2] > BOX].any()
 
 
+def test_each_view_is_shown_when_its_depth_and_its_labels_are_found(scene, trained, weights):
+    shown = []
+    args = (scene[0], trained[1], trained[0], weights, CONFIG, SilentReport())
+    maps, _ = surface_label_maps(*args, lambda *view: shown.append(view))
+    assert [view for view, _ in shown] == [*range(12), *range(12)]
+    assert all(labels is None for _, labels in shown[:12])
+    assert all(labels is maps[view] for view, labels in shown[12:])
+
+
 def test_equal_input_gives_equal_labels(scene, trained, weights):
     args = (scene[0], trained[1], trained[0], weights, CONFIG, SilentReport())
     first, second = surface_label_maps(*args)[0], surface_label_maps(*args)[0]

@@ -7,14 +7,25 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from unified_lift import pipeline
+from unified_lift.config import Settings
 from unified_lift.ply import read_ply
-from unified_lift.protocol import job_state, read_events, request_cancel
+from unified_lift.protocol import (
+    JobReport,
+    JobRequest,
+    job_state,
+    read_events,
+    read_job,
+    request_cancel,
+    write_job,
+)
 
 SAMPLE = Path(__file__).parents[1] / "data" / "messy8"
 LIMIT = 600  # seconds for one command
@@ -135,6 +146,23 @@ def test_the_job_tells_its_way(sample_job):
     assert all((sample_job / event["image"]).is_file() for event in previews)
     assert job_state(sample_job).name == "finished"
     assert not (sample_job / "checkpoint").exists()
+
+
+def test_every_long_stage_shows_itself(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "CONFIG", replace(pipeline.CONFIG, preview_seconds=0))
+    monkeypatch.setattr(pipeline, "FEATURES", replace(pipeline.FEATURES, steps=20))
+    short = replace(pipeline.PRESETS["draft"], iterations=50)
+    monkeypatch.setitem(pipeline.PRESETS, "draft", short)
+    masks = str(small / "masks" / "paper")
+    write_job(tmp_path / "job", JobRequest(str(small), Settings(masks=masks, preset="draft")))
+    with JobReport(tmp_path / "job") as report:
+        pipeline.segment(tmp_path / "job", read_job(tmp_path / "job"), report)
+    events = read_events(tmp_path / "job")[0]
+    shown = {event["caption"]: event for event in events if event["event"] == "preview"}
+    assert "Training splats" in shown
+    for caption in ("Finding surfaces", "First split", "Learning features", "Objects"):
+        with Image.open(tmp_path / "job" / shown[caption]["labels"]) as labels:
+            assert labels.size == (80, 60) and labels.getbbox(), caption  # not all black
 
 
 def test_an_object_renders_alone_with_alpha(sample_job, tmp_path):

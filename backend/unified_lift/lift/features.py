@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,8 @@ from unified_lift.lift.losses import (
 from unified_lift.protocol import Report
 from unified_lift.rendering.weights import BlendWeights
 
+Show = Callable[[Tensor, Tensor], None]  # features (N, D), codebook (K, D)
+
 
 def train_features(
     weights: list[BlendWeights],
@@ -39,6 +42,7 @@ def train_features(
     config: FeatureConfig,
     seed: int,
     report: Report,
+    show: Show = lambda features, codebook: None,
 ) -> tuple[Tensor, Tensor]:
     """Learn a feature for each Gaussian and a code for each object from masks without common ids.
 
@@ -52,6 +56,7 @@ def train_features(
         config: settings.
         seed: makes the run repeatable.
         report: told of each step.
+        show: called after each step with what is learned so far, to make a preview.
 
     Returns:
         features (N, D) and codebook (K, D), float32, unit length.
@@ -59,7 +64,7 @@ def train_features(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # steps are too small for more, and sums keep their order
     try:
-        return _train(weights, label_maps, num_gaussians, num_codes, config, seed, report)
+        return _train(weights, label_maps, num_gaussians, num_codes, config, seed, report, show)
     finally:
         torch.set_num_threads(threads)
 
@@ -72,6 +77,7 @@ def _train(
     config: FeatureConfig,
     seed: int,
     report: Report,
+    show: Show,
 ) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     state = _start(num_gaussians, num_codes, config, generator)
@@ -83,6 +89,11 @@ def _train(
         pixels, masks, num_masks = _sample(label_maps[view], config.pixels, generator)
         state = _train_step(state, weights[view], pixels, masks, num_masks, step, config)
         report.progress(step + 1, config.steps)
+        show(*_learned(state))
+    return _learned(state)
+
+
+def _learned(state: _State) -> tuple[Tensor, Tensor]:
     return state.features.detach(), normalize(state.code_sums, dim=1)
 
 

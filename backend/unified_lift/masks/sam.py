@@ -14,6 +14,7 @@ from PIL import Image
 
 from unified_lift.capture.images import UNREADABLE, resize_labels, resize_photo
 from unified_lift.config import SamConfig
+from unified_lift.masks import Show
 from unified_lift.masks.flatten import flatten_masks
 from unified_lift.masks.sam_model import (
     build_sam,
@@ -31,6 +32,7 @@ def sam_label_maps(
     cache_dir: Path,
     report: Report,
     device: torch.device | str = "cpu",
+    show: Show = lambda view, labels: None,
 ) -> list[np.ndarray | None]:
     """Segment every photo with the "segment everything" mode of SAM and flatten the masks.
 
@@ -41,6 +43,7 @@ def sam_label_maps(
         cache_dir: holds finished label maps, keyed by photo, weights and settings.
         report: progress and cancel, also inside a photo.
         device: where the model runs.
+        show: called after each photo, to make a preview.
 
     Returns:
         For each photo (H, W) int32, 0 = unlabelled.
@@ -63,6 +66,7 @@ def sam_label_maps(
             labels = _segment(generator, photo, config)
             _write_cached(path, labels)
         maps.append(resize_labels(labels, photo.shape[1], photo.shape[0]))
+        show(number, maps[-1])
     return maps
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from unified_lift.config import SurfaceMaskConfig
 from unified_lift.gaussians import Gaussians
+from unified_lift.masks import Show
 from unified_lift.masks.depth import DepthView, depth_view
 from unified_lift.masks.fusion import Surface, fuse
 from unified_lift.masks.labelling import label_photo
@@ -20,6 +21,8 @@ from unified_lift.protocol import JobError, Report
 from unified_lift.rendering import Camera
 from unified_lift.rendering.weights import BlendWeights
 
+STEPS = 1000  # of a stage
+
 
 def surface_label_maps(
     photos: list[np.ndarray],
@@ -28,6 +31,7 @@ def surface_label_maps(
     weights: list[BlendWeights],
     config: SurfaceMaskConfig,
     report: Report,
+    show: Show = lambda view, labels: None,
 ) -> tuple[list[np.ndarray], SurfacePlanes]:
     """Make a label map for each photo.
 
@@ -38,6 +42,7 @@ def surface_label_maps(
         weights: blend weights of each view.
         config: all constants.
         report: told of each view, twice (depth, labels); its stage is the caller's.
+        show: called as often, with the view's label map or None, to make a preview.
 
     Returns:
         V label maps (H, W) int32, 0 = unlabelled, and the planes of the scene.
@@ -45,14 +50,16 @@ def surface_label_maps(
     Raises:
         JobError: nothing is opaque, or no surface is seen by several photos.
     """
-    surface = _surface(photos, cameras, gaussians, weights, config, report)
+    surface = _surface(photos, cameras, gaussians, weights, config, report, show)
     planes, plane_of_voxel = find_surface_planes(surface, config)
     report.check()
     regions, plane_regions = segment(surface, planes, plane_of_voxel, config)
     label_maps = []
-    for photo, pixel_voxels in zip(photos, surface.pixel_voxels, strict=True):
+    for view, (photo, pixel_voxels) in enumerate(zip(photos, surface.pixel_voxels, strict=True)):
         label_maps.append(label_photo(photo, pixel_voxels, regions, plane_regions, config))
-        report.progress(len(photos) + len(label_maps), 2 * len(photos), "labels")
+        left = 1 - len(label_maps) / len(photos)
+        report.progress(round(STEPS * (1 - config.label_time * left)), STEPS, "labels")
+        show(view, label_maps[-1])
     return label_maps, _surface_planes(surface, planes, plane_of_voxel, config)
 
 
@@ -63,6 +70,7 @@ def find_planes(
     weights: list[BlendWeights],
     config: SurfaceMaskConfig,
     report: Report,
+    show: Show = lambda view, labels: None,
 ) -> SurfacePlanes:
     """Find the planes of the scene where the masks come from elsewhere.
 
@@ -70,7 +78,7 @@ def find_planes(
     that is a warning here, the masks do not depend on it.
     """
     try:
-        surface = _surface(photos, cameras, gaussians, weights, config, report)
+        surface = _surface(photos, cameras, gaussians, weights, config, report, show)
     except JobError as error:
         report.warning(f"Floor and walls cannot be told from things. {error}")
         return SurfacePlanes((), np.empty((0, 3), np.float32), np.empty(0, np.int32), 0.0)
@@ -84,11 +92,14 @@ def _surface(
     weights: list[BlendWeights],
     config: SurfaceMaskConfig,
     report: Report,
+    show: Show,
 ) -> Surface:
     views: list[DepthView] = []
-    for camera, view_weights in zip(cameras, weights, strict=True):
+    for view, (camera, view_weights) in enumerate(zip(cameras, weights, strict=True)):
         views.append(depth_view(gaussians, view_weights, camera, config))
-        report.progress(len(views), 2 * len(photos), "depth")
+        done = len(views) / len(photos)
+        report.progress(round(STEPS * config.depth_time * done), STEPS, "depth")
+        show(view, None)
     return fuse(photos, views, config, report)
 
 
