@@ -122,9 +122,9 @@ def _end(pid: int, force: bool) -> None:
 
 
 def last_log_lines(job_dir: Path, count: int = 20) -> list[str]:
-    """The end of what a worker printed, [] if nothing."""
+    """The end of what a worker printed, [] if nothing that can be read."""
     try:
         text = (job_dir / LOG_FILE).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return []
     return [line for line in text.splitlines() if line.strip()][-count:]

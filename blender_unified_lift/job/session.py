@@ -232,8 +232,12 @@ def _update(watch: Watch) -> None:
 def _read_folder(watch: Watch) -> None:
     state = protocol.job_state(watch.job_dir)
     events, watch.offset = protocol.read_events(watch.job_dir, watch.offset)
-    for event in events:
-        _read_event(watch, event)
+    try:
+        for event in events:
+            _read_event(watch, event)
+    except KeyError as error:
+        path = watch.job_dir / protocol.EVENTS_FILE
+        raise JobError(f"{path} is damaged (an event without {error}). Run it again.") from error
     watch.state = _state_name(watch, state)
     if watch.state in ALIVE:
         _see_to_cancel(watch, state)
@@ -291,7 +295,7 @@ def _last_words(watch: Watch) -> str:
 def _import(scene: Scene, watch: Watch) -> None:
     """Import once, as one undo step, as soon as Blender's mode allows it."""
     if bpy.context.mode != "OBJECT" or bpy.app.is_job_running("RENDER"):
-        watch.message = "Finished. The objects come in Object Mode, while nothing renders"
+        watch.message = "Finished. The objects come when you are in Object Mode and nothing renders"
         return
     try:
         with bpy.context.temp_override(scene=scene, view_layer=scene.view_layers[0]):

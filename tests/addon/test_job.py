@@ -261,6 +261,18 @@ def test_a_killed_worker_is_offered_to_resume(running):
     request_end(fresh)
 
 
+def test_an_end_is_told_without_a_log(addon, finished_job):
+    from blender_unified_lift.job import session
+
+    write_job(finished_job, JobRequest(str(SAMPLE)))
+    with JobLock(finished_job), protocol.JobReport(finished_job) as report:
+        report.stage("training", "Training")
+    (finished_job / protocol.LOG_FILE).mkdir()  # cannot be read as a file
+    session.attach(bpy.context.scene, finished_job)
+    watch = wait(ended)
+    assert (watch.state, watch.message) == ("crashed", "The backend stopped unexpectedly")
+
+
 def test_a_worker_that_cannot_start_is_told_with_its_last_words(addon, tmp_path):
     from blender_unified_lift.job import session
 
@@ -368,7 +380,7 @@ def test_a_damaged_result_is_told_and_not_tried_again(addon, finished_job):
     assert not session.poll() and not bpy.context.scene.objects
 
 
-@pytest.mark.parametrize("damage", ["gone", "no request", "events"])
+@pytest.mark.parametrize("damage", ["gone", "no request", "events", "event"])
 def test_a_lost_or_damaged_job_is_explained(addon, finished_job, tmp_path, damage):
     """As when a .blend is opened on another machine."""
     from blender_unified_lift.job import session
@@ -381,7 +393,8 @@ def test_a_lost_or_damaged_job_is_explained(addon, finished_job, tmp_path, damag
     elif damage == "no request":
         (finished_job / "job.json").unlink()
     else:
-        (finished_job / "events.jsonl").write_text("{broken}\n")
+        line = {"events": "{broken}", "event": '{"event": "warning"}'}[damage]
+        (finished_job / "events.jsonl").write_text(f"{line}\n")
     bpy.ops.wm.open_mainfile(filepath=str(tmp_path / "room.blend"))
     watch = wait(ended)
     assert watch.state == ("missing" if damage == "gone" else "failed")
