@@ -11,6 +11,7 @@ from PIL import Image
 from unified_lift.metrics.segments import score
 from unified_lift.protocol import JobError, describe_os_error, read_json
 
+_INT32_MAX = np.iinfo(np.int32).max
 IDS_DIR = "ids"  # of a ground truth: NAME.png
 
 
@@ -55,7 +56,7 @@ def read_meta(gt_dir: Path) -> tuple[list[int], list[int]]:
 
 
 def read_truth(gt_dir: Path, name: str) -> np.ndarray:
-    """(H, W) int64 true ids of the view of that name, 0 = not annotated.
+    """(H, W) int32 true ids of the view of that name, 0 = not annotated.
 
     Raises:
         JobError: as `read_labels`.
@@ -89,7 +90,9 @@ def _size(labels: np.ndarray) -> str:
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """Read a label map: (H, W) int64, from an image of one channel or an .npy file; below 0 is 0.
+    """Read a label map: (H, W) int32, from an image of one channel or an .npy file.
+
+    Numbers below 0 mean 0. Ids that need more than 31 bits come as int64.
 
     Raises:
         JobError: unreadable, several channels, or numbers that are no ids.
@@ -104,7 +107,8 @@ def read_labels(path: Path) -> np.ndarray:
         whole = labels.dtype.kind == "f" and (labels == np.round(labels)).all()
         if not whole or not np.isfinite(labels).all():
             raise JobError(f"{path} holds numbers that are no ids. Save whole numbers.")
-    return labels.astype(np.int64).clip(0)
+    labels = labels.astype(np.int64).clip(0)
+    return labels.astype(np.int32) if labels.max(initial=0) <= _INT32_MAX else labels
 
 
 def _read_image(path: Path) -> np.ndarray:
