@@ -15,7 +15,7 @@ from unified_lift.benchmark.protocols import (
     mask_ious,
     scene_panoptic_quality,
 )
-from unified_lift.benchmark.public import read_public, score_public, write_public
+from unified_lift.benchmark.public import find_scenes, read_public, score_public, write_public
 from unified_lift.capture import read_capture
 from unified_lift.masks.folder import folder_label_maps
 from unified_lift.metrics import score
@@ -210,6 +210,13 @@ def test_messy_rooms_has_blenders_cameras(messy_rooms):
     above = view.viewmat @ [1, 7, 4, 1]
     assert above[:3] == pytest.approx([0, -1, 5])  # y points down
     assert np.array_equal(scene.label_maps()[2], two_boxes(2))
+
+
+def test_scenes_are_found_one_or_many(semantic_nerf, lifting, tmp_path):
+    assert find_scenes("replica", lifting) == [lifting]
+    assert find_scenes("replica", tmp_path) == [semantic_nerf, lifting]
+    with pytest.raises(JobError, match="no scene of messy-rooms"):
+        find_scenes("messy-rooms", tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["lerf-mask", "replica", "messy-rooms"])
@@ -413,6 +420,14 @@ def test_what_cannot_be_scored_is_told(messy_rooms, tmp_path, spoil, message):
         score_public(scene, tmp_path / "ids")
 
 
+def test_a_scene_that_is_all_void_is_told(lifting, tmp_path):
+    scene = read_public("replica", lifting)
+    write_ids(tmp_path / "ids", scene.capture.views, two_boxes)
+    save(lifting / "rs_semantics/0000.png", two_boxes(0) * 0)
+    with pytest.raises(JobError, match="void in all test views"):
+        score_public(scene, tmp_path / "ids")
+
+
 # ---- protocols on hand cases
 
 
@@ -482,6 +497,14 @@ def test_true_void_is_left_out_and_rare_classes_become_void():
     result = pq_of(predicted, truth, void=0)
     assert sorted(result["classes"]) == [1]
     assert result["PQ"] == 1  # the rare chair does not count in the wall's union
+
+
+def test_views_that_are_all_void_do_not_count():
+    void = Panoptic(row((0, 10)), row((3, 10)))
+    chair = Panoptic(row((5, 10)), row((70_000, 10)))
+    views = [(chair, void), (chair, chair), (void, void)]
+    assert scene_panoptic_quality(views, {5}, {0, 1}, void=0)["PQ"] == 1
+    assert scene_panoptic_quality([(chair, void)], {5}, {0, 1}, void=0)["PQ"] == 0
 
 
 def test_predictions_without_a_class_cost_as_a_class_of_their_own():

@@ -286,6 +286,11 @@ READERS: dict[str, Callable[[Path], PublicScene]] = {
     REPLICA: read_replica,
     MESSY_ROOMS: read_messy_rooms,
 }
+MARKS = {  # what a scene's folder holds, any of them
+    LERF_MASK: ("test_mask",),
+    REPLICA: ("pose", "traj_w_c.txt", "Sequence_1/traj_w_c.txt"),
+    MESSY_ROOMS: ("metadata.json",),
+}
 
 
 # ---- what the readers share

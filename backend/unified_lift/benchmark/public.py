@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unified_lift.benchmark.layouts import READERS, PublicScene
+from unified_lift.benchmark.layouts import MARKS, READERS, PublicScene
 from unified_lift.benchmark.protocols import (
     Panoptic,
     best_codes,
@@ -29,6 +29,22 @@ KINDS = tuple(READERS)
 PQ_SIZE = 512  # both sides, before PQ^scene is taken (Panoptic Lifting's code)
 PROMPT_LEVEL = 128  # a prompt's mask is what is brighter (Gaussian Grouping's code)
 _OPENCV_TO_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
+
+
+def find_scenes(kind: str, root: Path) -> list[Path]:
+    """The scenes of a benchmark: the folder itself if it is one, else those below it, by name.
+
+    Raises:
+        JobError: neither.
+    """
+    root = Path(root).absolute()
+    for folders in ([root], sorted(path for path in root.glob("*") if path.is_dir())):
+        scenes = [path for path in folders if any((path / mark).exists() for mark in MARKS[kind])]
+        if scenes:
+            return scenes
+    raise JobError(
+        f"{root} is no scene of {kind} and holds none: a scene has {' or '.join(MARKS[kind])}."
+    )
 
 
 def read_public(kind: str, scene_dir: Path) -> PublicScene:
@@ -96,7 +112,7 @@ def score_public(scene: PublicScene, ids_dir: Path) -> dict:
         ids_dir: NAME.png of all test views at the photos' size, as `render` writes.
 
     Raises:
-        JobError: a label map is missing, unreadable or of another size.
+        JobError: a label map is missing, unreadable, of another size, or all truth is void.
     """
     ids_dir = Path(ids_dir)
     head = {"benchmark": scene.kind, "views": len(scene.capture.test_views)}
@@ -193,6 +209,8 @@ def _score_segments(scene: PublicScene, ids_dir: Path) -> dict:
         segments.append(labels)
     stuff = {code for labels in segments for code in np.unique(labels).tolist()} - things
     ids = (sorted(things - {0}), sorted(stuff - {0}))
+    if not any(ids):
+        raise JobError(f"The ground truth of {scene.capture.root} is void in all test views.")
     return {**scores, "segments": score(predictions, segments, *ids)}
 
 

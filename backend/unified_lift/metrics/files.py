@@ -98,9 +98,15 @@ def read_labels(path: Path) -> np.ndarray:
         JobError: unreadable, several channels, or numbers that are no ids.
     """
     try:
-        labels = _read_npy(path) if path.suffix == ".npy" else _read_image(path)
-    except OSError as error:  # Pillow's own errors are among them
+        if path.suffix == ".npy":
+            labels = np.load(path, allow_pickle=False)
+        else:
+            with Image.open(path) as image:
+                labels = np.array(image)
+    except OSError as error:  # most of Pillow's own errors are among them
         raise JobError(describe_os_error(error, path)) from error
+    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise JobError(f"{path} cannot be read ({error}). Save it again.") from error
     if labels.ndim != 2:
         raise JobError(f"{path} has several channels. A label map is one 8 or 16 bit channel.")
     if labels.dtype.kind not in "iub":
@@ -109,15 +115,3 @@ def read_labels(path: Path) -> np.ndarray:
             raise JobError(f"{path} holds numbers that are no ids. Save whole numbers.")
     labels = labels.astype(np.int64).clip(0)
     return labels.astype(np.int32) if labels.max(initial=0) <= _INT32_MAX else labels
-
-
-def _read_image(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.array(image)
-
-
-def _read_npy(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise JobError(f"{path} cannot be read as an array ({error}). Save it again.") from error
