@@ -230,11 +230,16 @@ def test_cancelling_stops_the_training_and_gives_the_threads_back():
             if step == 3:
                 raise Cancelled
 
+    class Cancelling(SilentReport):
+        def check(self):  # looked for before the first step too: codes may be thousands
+            raise Cancelled
+
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with pytest.raises(Cancelled):
-            learn(report=Impatient())
+        for report in (Impatient(), Cancelling()):
+            with pytest.raises(Cancelled):
+                learn(report=report)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -10,13 +12,23 @@ from torch.nn.functional import normalize
 
 
 def repelled_codes(
-    num_codes: int, dim: int, generator: torch.Generator, steps: int, rate: float, strength: float
+    num_codes: int,
+    dim: int,
+    generator: torch.Generator,
+    steps: int,
+    rate: float,
+    strength: float,
+    check: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Unit vectors (K, D) that keep apart: minimise sum exp(strength * cosine) over all pairs."""
+    """Unit vectors (K, D) that keep apart: minimise sum exp(strength * cosine) over all pairs.
+
+    `check` is called in each step and may raise Cancelled: thousands of codes take minutes.
+    """
     codes = torch.randn(num_codes, dim, generator=generator).requires_grad_()
     optimizer = torch.optim.Adam([codes], lr=rate)
     others = ~torch.eye(num_codes, dtype=torch.bool)
     for _ in range(steps):
+        check()
         unit = normalize(codes, dim=1)
         energy = (torch.exp(strength * unit @ unit.T) * others).sum()
         optimizer.zero_grad()

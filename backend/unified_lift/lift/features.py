@@ -80,7 +80,7 @@ def _train(
     show: Show,
 ) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    state = _start(num_gaussians, num_codes, config, generator)
+    state = _start(num_gaussians, num_codes, config, generator, report)
     views = [i for i, labels in enumerate(label_maps) if labels is not None and labels.any()]
     order: list[int] = []
     for step in range(config.steps):
@@ -122,7 +122,11 @@ class _State(NamedTuple):
 
 
 def _start(
-    num_gaussians: int, num_codes: int, config: FeatureConfig, generator: torch.Generator
+    num_gaussians: int,
+    num_codes: int,
+    config: FeatureConfig,
+    generator: torch.Generator,
+    report: Report,
 ) -> _State:
     codes = repelled_codes(
         num_codes,
@@ -131,6 +135,7 @@ def _start(
         config.repel_steps,
         config.repel_rate,
         config.repel_strength,
+        report.check,
     )
     features = normalize(torch.randn(num_gaussians, config.dim, generator=generator), dim=1)
     features.requires_grad_()
