@@ -29,8 +29,8 @@ def near_origin(capture: Capture) -> Capture:
     shift[:3, 3] = origin
     place = ", ".join(f"{value:.10g}" for value in origin)
     text = (
-        f"The cameras stand {np.linalg.norm(origin):,.0f} units from the origin, more than 32-bit "
-        f"numbers can hold: the scene was moved, its origin now lies at ({place})."
+        f"The cameras stand {np.linalg.norm(origin):,.0f} units from the origin, too far for "
+        f"32-bit coordinates. The scene was moved: its origin lies at ({place}) of the capture."
     )
     return replace(
         capture,

@@ -64,6 +64,8 @@ class Incidence:
 def check_mask_count(label_maps: Sequence[np.ndarray | None], config: LiftConfig) -> None:
     """Refuse more masks than can be compared, all with all, in memory.
 
+    The limit is also below the 65535 masks that the 16 bits of a written label map hold.
+
     Args:
         label_maps: (H, W) int each, 0 = unlabelled; None for a view without masks.
         config: has the limit.
