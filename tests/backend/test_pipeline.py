@@ -149,8 +149,7 @@ def test_the_job_tells_its_way(sample_job):
 
 
 def test_every_long_stage_shows_itself(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "CONFIG", replace(pipeline.CONFIG, preview_seconds=0))
-    monkeypatch.setattr(pipeline, "FEATURES", replace(pipeline.FEATURES, steps=20))
+    monkeypatch.setattr(pipeline, "CONFIG", replace(pipeline.CONFIG, preview_seconds=0.05))
     short = replace(pipeline.PRESETS["draft"], iterations=50)
     monkeypatch.setitem(pipeline.PRESETS, "draft", short)
     masks = str(small / "masks" / "paper")
