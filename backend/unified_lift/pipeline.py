@@ -141,7 +141,9 @@ def _geometry(
     path = job_dir / CHECKPOINT_DIR / GEOMETRY_FILE
     if path.exists():
         try:
-            return from_splats(read_ply(path))
+            gaussians = from_splats(read_ply(path))
+            report.plan(geometry=0.0)  # done already, it tells nothing of this machine's speed
+            return gaussians
         except JobError as error:
             report.warning(f"The splats of the last run cannot be used. {error} Training again.")
     gaussians = train(

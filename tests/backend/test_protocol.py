@@ -204,6 +204,17 @@ def test_the_plan_is_forgotten_as_work_goes_on(job):
         assert report.estimate()[1] == pytest.approx(60 + 120, rel=0.2)
 
 
+def test_a_stage_that_was_done_before_tells_nothing_of_the_speed(job):
+    with JobReport(job) as report:
+        report.plan(geometry=400.0, masks=20.0)
+        report.stage("geometry", "Training")
+        report.plan(geometry=0.0)  # the splats of an earlier worker are there
+        report.stage("masks", "Finding surfaces")
+        report._stage_start -= 1.0
+        report.progress(1, 20)
+        assert report.estimate()[1] == pytest.approx(19, rel=0.2)
+
+
 def test_a_folder_without_a_job_is_explained(tmp_path):
     with pytest.raises(JobError, match="holds no job"):
         job_state(tmp_path)

@@ -70,7 +70,7 @@ def _fitted(view: View) -> View:
         width, height = _fitting_size(image, view)
         image.draft("L", (1, 1))  # of a JPEG, decode an eighth of the size: enough to prove it
         image.load()
-        _to_rgb(image.crop((0, 0, 1, 1)))
+        _to_rgb(image.crop((0, 0, 1, 1)))  # raises where its mode has no way to RGB
     return resized_view(view, width, height)
 
 
