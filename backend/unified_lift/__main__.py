@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
 import traceback
@@ -28,6 +29,7 @@ from unified_lift.protocol import (
     JobReport,
     JobRequest,
     Locked,
+    SilentReport,
     describe_os_error,
     read_job,
     write_job,
@@ -108,9 +110,17 @@ def segment(arguments: argparse.Namespace) -> int:
     masks = arguments.masks
     if masks not in (MASKS_AUTO, "sam"):
         masks = str(Path(masks).resolve())
-    checkpoint = str(arguments.sam_checkpoint.resolve()) if arguments.sam_checkpoint else ""
+    checkpoint, splat = (
+        str(path.resolve()) if path else "" for path in (arguments.sam_checkpoint, arguments.splat)
+    )
     settings = Settings(
-        masks, checkpoint, arguments.method, arguments.preset, arguments.device, arguments.seed
+        masks=masks,
+        sam_checkpoint=checkpoint,
+        method=arguments.method,
+        preset=arguments.preset,
+        device=arguments.device,
+        seed=arguments.seed,
+        splat=splat,
     )
     request = JobRequest(str(arguments.capture.resolve()), settings)
     if (arguments.out / REQUEST_FILE).exists() and read_job(arguments.out) == request:
@@ -139,6 +149,35 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def benchmark(arguments: argparse.Namespace) -> int:
+    """Run methods side by side on scenes with ground truth, and write a report."""
+    from unified_lift.benchmark.methods import ABLATION, METHODS
+    from unified_lift.benchmark.report import write_report
+    from unified_lift.benchmark.run import Plan, run_benchmark
+    from unified_lift.config import Budget
+    from unified_lift.rendering import load_engine
+
+    methods = arguments.methods or list(ABLATION if arguments.ablation else METHODS)
+    plan = Plan(
+        arguments.suites, arguments.masks, methods, range(arguments.seeds), arguments.preset
+    )
+    engine = load_engine(arguments.device)
+    work_dir = arguments.out.with_suffix("")
+    cells = run_benchmark(plan, work_dir, Budget(), engine, PrintReport())
+    command = shlex.join(["unified-lift", *sys.argv[1:]])
+    write_report(arguments.out, cells, command, Budget(), engine.name)
+    log.info("%d cells in %s", len(cells), arguments.out)
+    return EXIT_DONE
+
+
+class PrintReport(SilentReport):
+    """Shows the stages of a command that is no job."""
+
+    def stage(self, name: str, label: str) -> None:
+        """Show."""
+        log.info("%s", label)
+
+
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     root = argparse.ArgumentParser(prog="unified-lift", description=__doc__)
@@ -149,6 +188,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, help="job folder to make")
     command.add_argument("--masks", default=MASKS_AUTO, help="auto, sam or a folder (auto)")
     command.add_argument("--sam-checkpoint", type=Path, help="segment-anything checkpoint")
+    command.add_argument("--splat", type=Path, help="trained 3DGS PLY to split, as it is")
     command.add_argument("--method", choices=METHODS, default=Settings.method)
     command.add_argument("--preset", choices=list(PRESETS), default=Settings.preset)
     command.add_argument("--device", choices=DEVICES, default=Settings.device)
@@ -167,6 +207,17 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("ids", type=Path, help="folder of rendered label maps")
     command.add_argument("ground_truth", type=Path, help="folder with ids/ and meta.json")
     command.set_defaults(function=evaluate)
+
+    command = commands.add_parser("benchmark", help="methods side by side, in one report")
+    command.add_argument("suites", type=Path, nargs="+", help="captures with gt/ and masks/")
+    command.add_argument("--out", type=Path, required=True, help="report.md to write")
+    command.add_argument("--masks", nargs="+", default=["paper"], help="folders of masks/, or auto")
+    command.add_argument("--methods", nargs="+", help="rows of the report")
+    command.add_argument("--ablation", action="store_true", help="the rows of the ablation")
+    command.add_argument("--seeds", type=int, default=1, help="how many of them")
+    command.add_argument("--preset", choices=list(PRESETS), default=Settings.preset)
+    command.add_argument("--device", choices=DEVICES, default=Settings.device)
+    command.set_defaults(function=benchmark)
 
     command = commands.add_parser("run", help="do the job of a folder (what Blender starts)")
     command.add_argument("job", type=Path)

@@ -19,22 +19,23 @@ from unified_lift.config import (
     MASKS_AUTO,
     MASKS_SAM,
     PRESETS,
-    FeatureConfig,
     GeometryConfig,
     LiftConfig,
     PipelineConfig,
+    PublishedConfig,
     SamConfig,
     Settings,
     SurfaceMaskConfig,
 )
 from unified_lift.gaussians import GEOMETRY, Gaussians, from_splats, to_splats
 from unified_lift.geometry import psnr, start_count, step_costs, train
-from unified_lift.lift.choice import take_better
-from unified_lift.lift.compaction import compact
-from unified_lift.lift.features import count_codes, nearest_codes, train_features
+from unified_lift.lift.compaction import compact, without_gaps
+from unified_lift.lift.default import learn_objects
+from unified_lift.lift.features import nearest_codes
 from unified_lift.lift.incidence import check_mask_count, mask_incidence
 from unified_lift.lift.labels import label_map
 from unified_lift.lift.objects import ObjectRecord, describe
+from unified_lift.lift.published import train_published
 from unified_lift.lift.votes import split_by_votes
 from unified_lift.masks import Show
 from unified_lift.masks.folder import folder_label_maps
@@ -60,7 +61,6 @@ from unified_lift.rendering import Engine, load_engine
 from unified_lift.rendering.weights import BlendWeights
 
 CONFIG = PipelineConfig()
-FEATURES = FeatureConfig()
 GEOMETRY_FILE = "geometry.ply"  # in the checkpoint folder
 SAM_CACHE_DIR = "sam_cache"  # beside the jobs, which share it
 
@@ -87,11 +87,21 @@ def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
     report.plan(**_plan(photos, len(capture.points), config, settings))
     previews = Previews(job_dir, engine, photos.cameras[0], CONFIG.preview_seconds, report)
 
-    report.stage("geometry", f"Training splats ({engine.name})")
-    gaussians = _geometry(job_dir, photos, capture, config, engine, settings.seed, report, previews)
+    if settings.splat:
+        report.stage("geometry", "Reading splats")
+        gaussians = _read_splats(Path(settings.splat), capture)
+    else:
+        report.stage("geometry", f"Training splats ({engine.name})")
+        scene = (job_dir, photos, capture, config, engine)
+        gaussians = _geometry(*scene, settings.seed, report, previews)
     views = capture.test_views or capture.train_views
     quality = _quality(views, gaussians, engine, config.longest_side)
-    previews.show(gaussians, None, "Splats trained")
+    if settings.splat and quality < CONFIG.min_splat_psnr:
+        report.warning(
+            f"{settings.splat} looks unlike the photos (PSNR {quality:.1f} dB). Its splats have to "
+            "lie in the world frame of the capture's cameras."
+        )
+    previews.show(gaussians, None, "Splats")
 
     report.stage("masks", _masks_label(settings))
     lifting = _lifting(
@@ -124,7 +134,16 @@ def _plan(
     }.get(settings.masks, CONFIG.folder_seconds * pixels)
     lift = CONFIG.vote_seconds + CONFIG.feature_seconds * (settings.method == "default")
     geometry = sum(step_costs(config, photos.cameras, start_count(num_points, config)))
+    geometry *= not settings.splat
     return {"geometry": geometry, "masks": masks, "lift": lift}
+
+
+def _read_splats(path: Path, capture: Capture) -> Gaussians:
+    """The user's own splats, to the last bit where the capture was not moved."""
+    splats = read_ply(path)
+    if any(capture.origin):
+        splats = replace(splats, means=(splats.means - np.array(capture.origin)).astype(np.float32))
+    return from_splats(splats)
 
 
 def _geometry(
@@ -291,27 +310,21 @@ def _split(
     report.check()
     object_ids = compact(incidence, tracks, config)
     previews.show(gaussians, label_map(lifting.weights[0], object_ids + 1), "First split")
-    features, codebook = np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32)
+    features = codebook = torch.zeros(0, 0)
 
     def show(*learned: torch.Tensor) -> None:
         if previews.due:
             codes = label_map(lifting.weights[0], nearest_codes(*learned) + 1)
             previews.show(gaussians, codes, "Learning features")
 
+    scene = (lifting.weights, lifting.label_maps)
     if settings.method == "default":
-        learned = train_features(
-            lifting.weights,
-            lifting.label_maps,
-            len(gaussians["means"]),
-            count_codes(tracks, incidence, config),
-            FEATURES,
-            settings.seed,
-            report,
-            show,
-        )
-        by_codes = compact(incidence, nearest_codes(*learned), config)
-        object_ids = take_better(incidence, object_ids, by_codes, config)
-        features, codebook = (value.numpy() for value in learned)
+        learning = (incidence, tracks, config, settings.seed, report, show)
+        object_ids, features, codebook = learn_objects(*scene, *learning)
+    elif settings.method == "unified-lift":
+        num = incidence.num_gaussians
+        learned = train_published(*scene, num, PublishedConfig(), settings.seed, report)
+        object_ids, features, codebook = without_gaps(nearest_codes(*learned)), *learned
     means = gaussians["means"].numpy()
     objects, ids, confidence = describe(
         incidence, object_ids, means, lifting.plane_of_gaussian, config
@@ -322,7 +335,7 @@ def _split(
             "that overlap, or choose other masks."
         )
     previews.show(gaussians, label_map(lifting.weights[0], ids), "Objects")
-    return Split(objects, ids, confidence, features, codebook)
+    return Split(objects, ids, confidence, features.numpy(), codebook.numpy())
 
 
 def _write_result(job_dir: Path, gaussians: Gaussians, split: Split) -> None:

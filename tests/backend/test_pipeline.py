@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ import pytest
 from PIL import Image
 
 from unified_lift import pipeline
-from unified_lift.config import Settings
-from unified_lift.ply import read_ply
+from unified_lift.config import PublishedConfig, Settings
+from unified_lift.ply import read_ply, write_ply
 from unified_lift.protocol import (
     JobReport,
     JobRequest,
@@ -162,6 +163,40 @@ def test_every_long_stage_shows_itself(small, tmp_path, monkeypatch):
     for caption in ("Finding surfaces", "First split", "Learning features", "Objects"):
         with Image.open(tmp_path / "job" / shown[caption]["labels"]) as labels:
             assert labels.size == (80, 60) and labels.getbbox(), caption  # not all black
+
+
+def test_a_trained_splat_is_split_as_it_is(sample_job, tmp_path):
+    given, job = sample_job / "scene.ply", tmp_path / "job"
+    options = ("--masks", SAMPLE / "masks" / "paper", "--method", "votes", "--splat", given)
+    done = unified_lift("segment", SAMPLE, "--out", job, *options)
+    assert done.returncode == 0, done.stderr
+    before, after = read_ply(given), read_ply(job / "scene.ply")
+    for name in ("means", "quats", "scales", "opacities", "sh0", "shN"):
+        assert getattr(before, name).tobytes() == getattr(after, name).tobytes()
+    assert after.object_ids.max() >= 8
+
+
+def test_a_splat_in_another_frame_is_told(sample_job, small, tmp_path):
+    splats = read_ply(sample_job / "scene.ply")
+    write_ply(tmp_path / "moved.ply", replace(splats, means=splats.means[:, [1, 2, 0]]))
+    result = segment_small(small, tmp_path / "job", "--splat", tmp_path / "moved.ply")
+    assert "looks unlike the photos" in result.stderr
+
+
+def test_a_splat_that_does_not_exist(small, tmp_path):
+    fails(segment_small(small, tmp_path / "job", "--splat", tmp_path / "no.ply"), "no.ply")
+
+
+def test_the_published_method_splits_a_scene(sample_job, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "PublishedConfig", partial(PublishedConfig, steps=20))
+    masks, splat = str(small / "masks" / "paper"), str(sample_job / "scene.ply")
+    request = JobRequest(str(small), Settings(masks=masks, method="unified-lift", splat=splat))
+    write_job(tmp_path / "job", request)
+    with JobReport(tmp_path / "job") as report:
+        pipeline.segment(tmp_path / "job", request, report)
+    with np.load(tmp_path / "job" / "features.npz") as learned:
+        assert learned["codebook"].shape == (256, 16)
+        assert learned["features"].shape == (len(read_ply(sample_job / "scene.ply")), 16)
 
 
 def test_an_object_renders_alone_with_alpha(sample_job, tmp_path):

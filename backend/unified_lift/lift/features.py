@@ -55,7 +55,7 @@ def train_features(
         num_codes: K.
         config: settings.
         seed: makes the run repeatable.
-        report: told of each step.
+        report: told of each step, with its loss as the message.
         show: called after each step with what is learned so far, to make a preview.
 
     Returns:
@@ -87,8 +87,8 @@ def _train(
         order = order or torch.randperm(len(views), generator=generator).tolist()
         view = views[order.pop()]
         pixels, masks, num_masks = _sample(label_maps[view], config.pixels, generator)
-        state = _train_step(state, weights[view], pixels, masks, num_masks, step, config)
-        report.progress(step + 1, config.steps)
+        state, loss = _train_step(state, weights[view], pixels, masks, num_masks, step, config)
+        report.progress(step + 1, config.steps, f"loss {loss:.4g}")
         show(*_learned(state))
     return _learned(state)
 
@@ -165,7 +165,7 @@ def _train_step(
     num_masks: int,
     step: int,
     config: FeatureConfig,
-) -> _State:
+) -> tuple[_State, float]:
     """One view: features by contrast and codebook, the codebook by following the features."""
     blended = weights.blend(state.features, pixels)
     lengths = blended.norm(dim=1)
@@ -192,7 +192,7 @@ def _train_step(
     state.optimizer.step()
     with torch.no_grad():
         state.features.copy_(normalize(state.features, dim=1))
-    return state._replace(code_sums=sums)
+    return state._replace(code_sums=sums), float(loss.detach())
 
 
 def _ramp(step: int, config: FeatureConfig) -> float:

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The default method: features with codes to spare, compacted, where masks prefer it to votes."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from unified_lift.config import FeatureConfig, LiftConfig
+from unified_lift.lift.choice import take_better
+from unified_lift.lift.compaction import compact
+from unified_lift.lift.features import Show, count_codes, nearest_codes, train_features
+from unified_lift.lift.incidence import Incidence
+from unified_lift.protocol import Report
+from unified_lift.rendering.weights import BlendWeights
+
+FEATURES = FeatureConfig()
+
+
+def learn_objects(
+    weights: list[BlendWeights],
+    label_maps: list[np.ndarray | None],
+    incidence: Incidence,
+    tracks: np.ndarray,
+    config: LiftConfig,
+    seed: int,
+    report: Report,
+    show: Show = lambda features, codebook: None,
+) -> tuple[np.ndarray, Tensor, Tensor]:
+    """Split Gaussians into objects by features and codebook, and by votes where these are as good.
+
+    Args:
+        weights: one for each training view.
+        label_maps: (H, W) int each, 0 = unlabelled, ids local to the view; None = no masks.
+        incidence: of these two; N Gaussians.
+        tracks: (N,) int, of `split_by_votes`.
+        config: thresholds.
+        seed: makes the run repeatable.
+        report: told of each step.
+        show: as `train_features`.
+
+    Returns:
+        (N,) int64 ids from 0 without gaps, -1 = none; features (N, D) and codebook (K, D).
+    """
+    num_codes = count_codes(tracks, incidence, config)
+    scene = (weights, label_maps, incidence.num_gaussians)
+    learned = train_features(*scene, num_codes, FEATURES, seed, report, show)
+    by_codes = compact(incidence, nearest_codes(*learned), config)
+    by_votes = compact(incidence, tracks, config)
+    return take_better(incidence, by_votes, by_codes, config), *learned
