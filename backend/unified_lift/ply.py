@@ -106,7 +106,8 @@ def read_ply(path: Path) -> Splats:
     if missing:
         raise JobError(f"{path} holds no Gaussian splats (no {', '.join(missing)}).")
     num_rest = sum(name.startswith("f_rest_") for name in names)
-    if num_rest % 3 or num_rest // 3 not in SH_COUNTS:
+    whole = all(f"f_rest_{i}" in names for i in range(num_rest))
+    if num_rest % 3 or num_rest // 3 not in SH_COUNTS or not whole:
         raise JobError(f"{path} has {num_rest} f_rest values, no whole SH degree from 0 to 3.")
 
     def get(columns: list[str]) -> np.ndarray:
@@ -165,6 +166,7 @@ def _read_vertices(path: Path) -> np.ndarray:
     properties = words[elements[0] + 1 : elements[1]] if len(elements) > 1 else []
     fields = [line for line in properties if line[:1] == ["property"]]
     plain = all(len(field) == 3 and field[1] in _TYPES for field in fields)
+    plain &= len({field[-1] for field in fields}) == len(fields)
     if first[1:2] != ["vertex"] or not first[-1].isdigit() or not plain:
         raise JobError(f"{path} does not begin with plain vertices: it is no splat file.")
     dtype = np.dtype([(name, _ORDERS[form] + _TYPES[kind]) for _, kind, name in fields])

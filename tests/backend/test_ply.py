@@ -85,12 +85,25 @@ def test_nan_is_refused(tmp_path):
             b"property float x\nend_header\n",
             "no splat file",
         ),
+        (
+            b"ply\nformat binary_little_endian 1.0\nelement vertex 3\n"
+            b"property float x\nproperty float x\nend_header\n",
+            "no splat file",
+        ),
     ],
 )
 def test_another_file_is_explained(tmp_path, content, words):
     (tmp_path / "scene.ply").write_bytes(content)
     with pytest.raises(JobError, match=words):
         read_ply(tmp_path / "scene.ply")
+
+
+def test_harmonics_with_a_gap_are_explained(tmp_path):
+    path = tmp_path / "scene.ply"
+    write_ply(path, make_splats(num_sh=3))
+    path.write_bytes(path.read_bytes().replace(b"f_rest_4\n", b"f_rest_9\n"))
+    with pytest.raises(JobError, match="f_rest"):
+        read_ply(path)
 
 
 def test_a_truncated_file_is_explained(tmp_path):
