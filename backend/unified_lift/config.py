@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MASKS_AUTO, MASKS_SAM = "auto", "sam"  # any other value of Settings.masks is a folder
-METHODS = ("default", "votes", "unified-lift")
+JOINT = "unified-lift-joint"
+METHODS = ("default", "votes", "unified-lift", JOINT)
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -18,7 +19,8 @@ class Settings:
         masks: "auto" (from photos and splats alone), "sam", or the path of a mask folder.
         sam_checkpoint: path of a segment-anything checkpoint, "" unless masks is "sam".
         method: "default" (features, codebook, compaction), "votes" (training-free) or
-            "unified-lift" (as published, on the trained splats).
+            "unified-lift" (as published, on the trained splats; "unified-lift-joint" while they
+            train).
         preset: a key of `PRESETS`.
         device: one of `DEVICES`.
         seed: seed of everything random.
@@ -396,9 +398,9 @@ class RivalConfig:
     assignment_rate: float = 0.05
 
     # Contrastive Lift.
-    slow_fast_dim: int = 3  # its code, for Messy Rooms
+    slow_fast_dim: int = 16  # as the others; 3, as in its code, found fewer objects
     slow_momentum: float = 0.9  # its code
-    slow_fast_rate: float = 0.05
+    slow_fast_rate: float = 5e-3
 
     # SAGA.
     pair_dim: int = 16

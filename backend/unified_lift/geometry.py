@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from unified_lift.config import GeometryConfig
 from unified_lift.gaussians import (
+    GEOMETRY,
     MAX_COPIES,
+    PARAMETERS,
     Gaussians,
     random_points,
     relocated,
@@ -23,7 +26,21 @@ from unified_lift.gaussians import (
 from unified_lift.protocol import JobError, Report
 from unified_lift.rendering import Camera, Engine
 
+FEATURES = "features"  # name of a learner's features among the parameters
 FAR = 6.0  # SfM points farther from their median than this times the extent are outliers
+
+
+class Learner(Protocol):
+    """What learns features of the Gaussians beside their training, and never touches them."""
+
+    rate: float  # of Adam
+    features: Tensor  # (N, D), when the training has ended
+
+    def start(self, num_gaussians: int) -> Tensor:
+        """Features (N, D) to begin with; copies of a Gaussian inherit its own."""
+
+    def loss(self, view: int, rendered: Tensor) -> Tensor:
+        """Loss of the features that a view (by its place among the photos) shows, (H, W, D)."""
 
 
 @dataclass
@@ -35,10 +52,13 @@ class Trainer:
     means_lr: float
 
     @classmethod
-    def start(cls, gaussians: Gaussians, extent: float, config: GeometryConfig) -> Trainer:
+    def start(
+        cls, gaussians: Gaussians, extent: float, config: GeometryConfig, feature_lr: float = 0.0
+    ) -> Trainer:
         """Begin at these Gaussians; `extent` scales the learning rate of the means."""
-        rates = {name: getattr(config, f"{name}_lr") for name in gaussians}
+        rates = {name: getattr(config, f"{name}_lr") for name in PARAMETERS}
         rates["means"] *= extent
+        rates[FEATURES] = feature_lr
         params = {name: value.clone().requires_grad_() for name, value in gaussians.items()}
         groups = [{"params": [params[name]], "lr": rates[name], "name": name} for name in params]
         optimizer = torch.optim.Adam(groups, eps=1e-15, fused=True)  # eps: 3DGS
@@ -75,6 +95,7 @@ def train(
     seed: int,
     report: Report,
     show: Callable[[Gaussians], None] = lambda gaussians: None,
+    learner: Learner | None = None,
 ) -> Gaussians:
     """Train Gaussians until they look like the photos.
 
@@ -88,6 +109,7 @@ def train(
         seed: makes the run repeatable.
         report: told of each step; its steps are units of cost, so they pass evenly in time.
         show: called after each step, to make a preview.
+        learner: learns features in the same steps, and is left with them.
 
     Returns:
         The raw parameters, detached, on the CPU.
@@ -96,8 +118,10 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     extent = scene_extent(cameras)
     start = start_gaussians(*_start_points(photos, cameras, points, colors, config, rng), config)
+    if learner:
+        start[FEATURES] = learner.start(len(start["means"]))
     start = {name: value.to(engine.device) for name, value in start.items()}
-    trainer = Trainer.start(start, extent, config)
+    trainer = Trainer.start(start, extent, config, learner.rate if learner else 0.0)
     costs = list(step_costs(config, cameras, len(start["means"])))
     total, spent = sum(costs), 0.0
     level, images, scaled, order = 0, photos, cameras, []
@@ -108,16 +132,22 @@ def train(
             images, scaled = _shrink(photos, cameras, factor)
         order = order or torch.randperm(len(photos), generator=generator).tolist()
         view = order.pop()
-        _train_step(trainer, images[view], scaled[view], step, config, engine)
+        loss = _photometric(trainer, images[view], scaled[view], config, engine)
+        if learner:
+            loss = loss + learner.loss(view, _features_of(trainer, scaled[view], engine))
+        _descend(trainer, loss, step, config)
         if _densify_now(config, step):
             densify(trainer, config, generator)
         spent += costs[step]
         count = len(trainer.gaussians["means"])
         message = f"{step + 1} of {config.iterations} steps, {count:,} splats"
         report.progress(round(1000 * spent / total), 1000, message)
-        show(trainer.gaussians)
+        show({name: trainer.gaussians[name] for name in PARAMETERS})
     _check_finite(trainer.gaussians)
-    return {name: value.detach().cpu() for name, value in trainer.gaussians.items()}
+    trained = {name: value.detach().cpu() for name, value in trainer.gaussians.items()}
+    if learner:
+        learner.features = trained.pop(FEATURES)
+    return trained
 
 
 def _start_points(
@@ -189,23 +219,28 @@ def _shrink(
     return images, scaled
 
 
-def _train_step(
-    trainer: Trainer,
-    photo: np.ndarray,
-    camera: Camera,
-    step: int,
-    config: GeometryConfig,
-    engine: Engine,
-) -> None:
-    """One photo, one step of Adam; L = (1 - w) L1 + w (1 - SSIM) + regularisers (3DGS-MCMC)."""
-    decay = config.means_lr_final ** (step / config.iterations)
-    trainer.optimizer.param_groups[0]["lr"] = trainer.means_lr * decay
+def _photometric(
+    trainer: Trainer, photo: np.ndarray, camera: Camera, config: GeometryConfig, engine: Engine
+) -> Tensor:
+    """L = (1 - w) L1 + w (1 - SSIM) + regularisers (3DGS-MCMC)."""
     target = torch.tensor(photo, device=engine.device).float() / 255
-    params = trainer.gaussians
+    params = {name: trainer.gaussians[name] for name in PARAMETERS}
     image = engine.render(**params, camera=camera).channels
     loss = engine.photometric_loss(image, target, config.ssim_weight)
     loss = loss + config.opacity_regularizer * params["opacities"].sigmoid().mean()
-    loss = loss + config.scale_regularizer * params["scales"].exp().mean()
+    return loss + config.scale_regularizer * params["scales"].exp().mean()
+
+
+def _features_of(trainer: Trainer, camera: Camera, engine: Engine) -> Tensor:
+    """Features as a view shows them, (H, W, D); their gradient never reaches the geometry."""
+    geometry = [trainer.gaussians[name].detach() for name in GEOMETRY]
+    return engine.rasterize(*geometry, trainer.gaussians[FEATURES], camera).channels
+
+
+def _descend(trainer: Trainer, loss: Tensor, step: int, config: GeometryConfig) -> None:
+    """One step of Adam."""
+    decay = config.means_lr_final ** (step / config.iterations)
+    trainer.optimizer.param_groups[0]["lr"] = trainer.means_lr * decay
     loss.backward()
     trainer.optimizer.step()
     trainer.optimizer.zero_grad(set_to_none=True)

@@ -16,6 +16,7 @@ from unified_lift.capture import Capture, View, read_cameras, read_capture, writ
 from unified_lift.capture.images import load_photo, resize_labels, resized_view, scaled_view
 from unified_lift.config import (
     AUTO_LIFT,
+    JOINT,
     MASKS_AUTO,
     MASKS_SAM,
     PRESETS,
@@ -35,7 +36,7 @@ from unified_lift.lift.features import nearest_codes
 from unified_lift.lift.incidence import check_mask_count, mask_incidence
 from unified_lift.lift.labels import label_map
 from unified_lift.lift.objects import ObjectRecord, describe
-from unified_lift.lift.published import train_published
+from unified_lift.lift.published import Joint, train_published
 from unified_lift.lift.votes import split_by_votes
 from unified_lift.masks import Show
 from unified_lift.masks.folder import folder_label_maps
@@ -87,13 +88,14 @@ def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
     report.plan(**_plan(photos, len(capture.points), config, settings))
     previews = Previews(job_dir, engine, photos.cameras[0], CONFIG.preview_seconds, report)
 
+    joint = Joint(given, PublishedConfig(), settings.seed) if settings.method == JOINT else None
     if settings.splat:
         report.stage("geometry", "Reading splats")
         gaussians = _read_splats(Path(settings.splat), capture)
     else:
         report.stage("geometry", f"Training splats ({engine.name})")
         scene = (job_dir, photos, capture, config, engine)
-        gaussians = _geometry(*scene, settings.seed, report, previews)
+        gaussians = _geometry(*scene, settings.seed, report, previews, joint)
     views = capture.test_views or capture.train_views
     quality = _quality(views, gaussians, engine, config.longest_side)
     if settings.splat and quality < CONFIG.min_splat_psnr:
@@ -111,7 +113,7 @@ def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
 
     report.stage("lift", "Finding objects")
     previews.camera = lifting.photos.cameras[0]
-    split = _split(lifting, gaussians, settings, report, previews)
+    split = _split(lifting, gaussians, settings, report, previews, joint)
 
     report.stage("export", "Writing the objects")
     _write_result(job_dir, gaussians, split)
@@ -155,10 +157,11 @@ def _geometry(
     seed: int,
     report: JobReport,
     previews: Previews,
+    joint: Joint | None,
 ) -> Gaussians:
     """Train the splats, or take those that a worker trained before it crashed."""
     path = job_dir / CHECKPOINT_DIR / GEOMETRY_FILE
-    if path.exists():
+    if path.exists() and not joint:
         try:
             gaussians = from_splats(read_ply(path))
             report.plan(geometry=0.0)  # done already, it tells nothing of this machine's speed
@@ -175,6 +178,7 @@ def _geometry(
         seed,
         report,
         previews.training,
+        joint,
     )
     path.parent.mkdir(exist_ok=True)
     write_ply(path, to_splats(gaussians))
@@ -210,6 +214,11 @@ def _given_masks(
         checkpoint = Path(settings.sam_checkpoint)
         build_sam(read_weights(checkpoint), checkpoint)  # refused now, not after the training
     if settings.masks in (MASKS_AUTO, MASKS_SAM):
+        if settings.method == JOINT:
+            raise JobError(
+                f"The method {JOINT} needs masks before there are splats. Name a folder of masks, "
+                "or take the method unified-lift."
+            )
         return None
     side, _ = lift_size(photos, CONFIG)
     # The views that lift were scaled in two steps: rounding in one would differ by a pixel.
@@ -301,6 +310,7 @@ def _split(
     settings: Settings,
     report: JobReport,
     previews: Previews,
+    joint: Joint | None,
 ) -> Split:
     """Votes first, which is what the user sees while features and codebook are learned."""
     config = AUTO_LIFT if settings.masks == MASKS_AUTO else LiftConfig()
@@ -321,9 +331,9 @@ def _split(
     if settings.method == "default":
         learning = (incidence, tracks, config, settings.seed, report, show)
         object_ids, features, codebook = learn_objects(*scene, *learning)
-    elif settings.method == "unified-lift":
-        num = incidence.num_gaussians
-        learned = train_published(*scene, num, PublishedConfig(), settings.seed, report)
+    elif settings.method != "votes":
+        training = (incidence.num_gaussians, PublishedConfig(), settings.seed, report)
+        learned = joint.learned if joint else train_published(*scene, *training)
         object_ids, features, codebook = without_gaps(nearest_codes(*learned)), *learned
     means = gaussians["means"].numpy()
     objects, ids, confidence = describe(

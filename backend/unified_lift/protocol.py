@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Protocol
 
-from unified_lift.config import DEVICES, MASKS_SAM, METHODS, PRESETS, Settings
+from unified_lift.config import DEVICES, JOINT, MASKS_SAM, METHODS, PRESETS, Settings
 
 SCHEMA_VERSION = 1
 MAX_SEED = 2**31  # as Blender's integers
@@ -190,6 +190,10 @@ def check_settings(settings: Settings) -> None:
         )
     if not 0 <= settings.seed < MAX_SEED:
         raise JobError(f"The seed {settings.seed} is out of range. Choose 0 to {MAX_SEED - 1}.")
+    if settings.method == JOINT and settings.splat:
+        raise JobError(
+            f"The method {JOINT} trains splats. Leave out --splat, or take unified-lift."
+        )
     if not settings.masks or (settings.masks == MASKS_SAM and not settings.sam_checkpoint):
         raise JobError(
             "The masks need more: name a folder, or with 'sam' a checkpoint (--sam-checkpoint)."

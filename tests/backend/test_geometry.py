@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from unified_lift.config import GeometryConfig
+from unified_lift.config import GeometryConfig, PublishedConfig
 from unified_lift.gaussians import (
     PARAMETERS,
     from_splats,
@@ -18,6 +18,8 @@ from unified_lift.gaussians import (
     to_splats,
 )
 from unified_lift.geometry import _shrink, coarse_factor, psnr, start_count, step_costs, train
+from unified_lift.lift.features import nearest_codes
+from unified_lift.lift.published import Joint
 from unified_lift.protocol import SilentReport
 from unified_lift.rendering import Camera, load_engine
 
@@ -67,6 +69,29 @@ def mean_psnr(gaussians, two_balls):
                 for photo, camera in zip(two_balls[0], two_balls[1], strict=True)
             ]
         )
+
+
+def test_the_joint_run_separates_two_balls_and_leaves_the_geometry_as_it_is(two_balls):
+    photos, cameras, points, colors = two_balls
+    label_maps = [
+        np.where(photo.max(2) > 60, 1 + (photo[..., 1] > photo[..., 0]), 0) for photo in photos
+    ]
+    label_maps[::2] = [np.where(labels > 0, 3 - labels, 0) for labels in label_maps[::2]]
+    label_maps[3] = None  # a photo without masks trains the geometry alone
+    published = PublishedConfig(num_codes=8, pixels=512, feature_rate=0.02, codebook_rate=0.02)
+    joint = Joint(label_maps, published, seed=0)
+    engine = load_engine("cpu")
+    scene = (photos, cameras, points, colors, CONFIG, engine, 0, SilentReport())
+    trained = train(*scene, learner=joint)
+    alone = train_on(two_balls)
+    assert all(torch.equal(trained[name], alone[name]) for name in PARAMETERS)
+    assert len(joint.features) == len(trained["means"])
+    codes = nearest_codes(*joint.learned)
+    balls = trained["means"][:, 0].numpy() > 0
+    visible = trained["opacities"].sigmoid().numpy() > 0.5
+    left, right = (np.bincount(codes[visible & side], minlength=8) for side in (~balls, balls))
+    assert left.argmax() != right.argmax()
+    assert left.max() > 0.9 * left.sum() and right.max() > 0.9 * right.sum()
 
 
 def test_training_makes_the_splats_look_like_the_photos(two_balls):

@@ -333,6 +333,11 @@ def test_photos_that_are_all_missing(small, tmp_path):
     assert fails(segment_small(small, tmp_path / "job"), "no such file")
 
 
+def test_the_joint_run_without_masks(small, tmp_path):
+    options = ("--out", tmp_path / "job", "--method", "unified-lift-joint")
+    fails(unified_lift("segment", small, *options), "needs masks")
+
+
 def test_masks_for_no_photo(small, tmp_path):
     shutil.rmtree(small / "masks" / "paper")
     (small / "masks" / "paper").mkdir()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from unified_lift.capture.images import resize_labels
 from unified_lift.config import Budget, PublishedConfig
 from unified_lift.lift.association import associate, mask_scores
 from unified_lift.lift.losses import sum_masks
@@ -87,6 +88,49 @@ def train_published(
 
     descend(make_optimizer(learned, config), loss, label_maps, config, generator, report)
     return Learned(*(values.detach() for values in learned))
+
+
+class Joint:
+    """The published joint run: features and codebook learn while the splats train.
+
+    Geometry gets no gradient from them, in the reference code neither; so what differs from
+    `train_published` is that the features follow Gaussians that still move and divide.
+    """
+
+    def __init__(
+        self, label_maps: list[np.ndarray | None], config: PublishedConfig, seed: int
+    ) -> None:
+        """Take the masks of the photos, (H, W) int each, of any size; None = no masks."""
+        self.label_maps, self.config, self.rate = label_maps, config, config.feature_rate
+        self.generator = torch.Generator().manual_seed(seed)
+        self.features, self.codebook = start(0, config, self.generator)
+        self.optimizer = torch.optim.Adam([self.codebook], lr=config.codebook_rate)
+
+    def start(self, num_gaussians: int) -> Tensor:
+        """Random features, (N, D)."""
+        return start(num_gaussians, self.config, self.generator).features.detach()
+
+    def loss(self, view: int, rendered: Tensor) -> Tensor:
+        """The features' loss of one view, (H, W, D) rendered; the codebook takes a step itself."""
+        labels = self.label_maps[view]
+        if labels is None or not (labels > 0).any():
+            return rendered.sum() * 0
+        height, width, dim = rendered.shape
+        labels = torch.from_numpy(resize_labels(labels, width, height).reshape(-1).astype(np.int64))
+        pixels = torch.randint(len(labels), (self.config.pixels,), generator=self.generator)
+        sampled = rendered.cpu().reshape(-1, dim).index_select(0, pixels)
+        losses = published_losses(sampled, labels[pixels], self.codebook, self.config)
+        only_codes = losses._replace(contrast=torch.zeros(()), norm=torch.zeros(()))
+        self.optimizer.zero_grad()
+        only_codes.total(self.config).backward()
+        self.optimizer.step()
+        only_features = losses._replace(classes=torch.zeros(()), concentration=torch.zeros(()))
+        return only_features.total(self.config).to(rendered.device)
+
+    @property
+    def learned(self) -> Learned:
+        """The result, when the training has ended."""
+        return Learned(self.features, self.codebook.detach())
 
 
 def start(num_gaussians: int, config: PublishedConfig, generator: torch.Generator) -> Learned:
