@@ -113,7 +113,7 @@ class PipelineConfig:
     # these pixels of all views together take 1.2 GB.
     max_lift_pixels: int = 4_800_000
     min_lift_side: int = 240  # longest side, pixels; with many views fewer of them lift then
-    preview_seconds: float = 10.0
+    preview_seconds: float = 5.0  # and what cannot be interrupted: fusion takes up to 10 s
     jpeg_quality: int = 95  # of undistorted photos
     min_splat_psnr: float = 15.0  # dB; a user's splats below it are not those of the photos
 

@@ -426,9 +426,9 @@ def test_each_view_is_shown_when_its_depth_and_its_labels_are_found(scene, train
     shown = []
     args = (scene[0], trained[1], trained[0], weights, CONFIG, SilentReport())
     maps, _ = surface_label_maps(*args, lambda *view: shown.append(view))
-    assert [view for view, _ in shown] == [*range(12), *range(12)]
-    assert all(labels is None for _, labels in shown[:12])
-    assert all(labels is maps[view] for view, labels in shown[12:])
+    assert [view for view, _ in shown] == [*range(12), 11, *range(12)]  # and once the surface is
+    assert all(labels is None for _, labels in shown[:13])
+    assert all(labels is maps[view] for view, labels in shown[13:])
 
 
 def test_equal_input_gives_equal_labels(scene, trained, weights):

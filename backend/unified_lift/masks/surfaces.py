@@ -42,7 +42,8 @@ def surface_label_maps(
         weights: blend weights of each view.
         config: all constants.
         report: told of each view, twice (depth, labels); its stage is the caller's.
-        show: called as often, with the view's label map or None, to make a preview.
+        show: called as often and after the fusion, with the view's label map or None, to make a
+            preview.
 
     Returns:
         V label maps (H, W) int32, 0 = unlabelled, and the planes of the scene.
@@ -100,7 +101,9 @@ def _surface(
         done = len(views) / len(photos)
         report.progress(round(STEPS * config.depth_time * done), STEPS, "depth")
         show(view, None)
-    return fuse(photos, views, config, report)
+    surface = fuse(photos, views, config, report)
+    show(len(views) - 1, None)
+    return surface
 
 
 def _surface_planes(
