@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The rows of the benchmark: every method under its name, from frozen splats and masks to ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from unified_lift.benchmark import rivals
+from unified_lift.config import Budget, FeatureConfig, LiftConfig, PublishedConfig
+from unified_lift.lift.choice import take_better
+from unified_lift.lift.compaction import compact
+from unified_lift.lift.default import learn_objects
+from unified_lift.lift.features import count_codes, nearest_codes, train_features
+from unified_lift.lift.incidence import Incidence, mask_incidence
+from unified_lift.lift.published import train_published
+from unified_lift.lift.votes import split_by_votes
+from unified_lift.protocol import Report
+from unified_lift.rendering.weights import BlendWeights
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What a method is given: N frozen Gaussians as V training views see them, and their masks.
+
+    Attributes:
+        weights: blend weights of each view.
+        label_maps: (H, W) int each, 0 = unlabelled, ids local to the view; None = no masks.
+        lift: thresholds for this kind of masks.
+    """
+
+    weights: list[BlendWeights]
+    label_maps: list[np.ndarray | None]
+    lift: LiftConfig
+
+    @property
+    def num_gaussians(self) -> int:
+        """N."""
+        return self.weights[0].num_gaussians
+
+    @cached_property
+    def incidence(self) -> Incidence:
+        """Of the masks."""
+        return mask_incidence(self.weights, self.label_maps)
+
+    @cached_property
+    def tracks(self) -> np.ndarray:
+        """Of the mask graph, (N,)."""
+        return split_by_votes(self.incidence, self.lift)
+
+    @property
+    def scene(self) -> tuple[list[BlendWeights], list[np.ndarray | None], int]:
+        """The head of what training functions take."""
+        return self.weights, self.label_maps, self.num_gaussians
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method gives: object_ids (N,) from 0, -1 = none, and what it learned, if anything."""
+
+    object_ids: np.ndarray
+    features: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    codebook: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+
+Method = Callable[[Frozen, Budget, int, Report], Outcome]
+
+
+def _learned(object_ids: np.ndarray, features: Tensor, codebook: Tensor) -> Outcome:
+    return Outcome(object_ids, features.numpy(), codebook.numpy())
+
+
+# ---- without training
+
+
+def oracle(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
+    """Perfect votes: the masks are the true ids, so only the geometry limits the result."""
+    ids = np.unique([i for labels in frozen.label_maps for i in np.unique(labels)])
+    mass = np.zeros((len(ids), frozen.num_gaussians), np.float32)
+    for weights, labels in zip(frozen.weights, frozen.label_maps, strict=True):
+        mass += weights.mask_mass(np.searchsorted(ids, labels).ravel(), len(ids)).toarray()
+    mass[ids == 0] = 0
+    return Outcome(np.where(mass.max(0) > 0, ids[mass.argmax(0)] - 1, -1))
+
+
+def votes(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
+    """Ours without training: mask graph, votes, compaction."""
+    return Outcome(compact(frozen.incidence, frozen.tracks, frozen.lift))
+
+
+# ---- ours, whole and in parts
+
+
+def default(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
+    """Ours: features and codebook with codes to spare, compaction, the better of it and votes."""
+    scene = (frozen.weights, frozen.label_maps, frozen.incidence, frozen.tracks, frozen.lift)
+    return _learned(*learn_objects(*scene, seed, report))
+
+
+def our_losses(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
+    """Our losses and codebook alone, with the published number of codes; no compaction."""
+    num_codes = PublishedConfig.num_codes
+    learned = train_features(*frozen.scene, num_codes, FeatureConfig(), seed, report)
+    return _learned(nearest_codes(*learned), *learned)
+
+
+# ---- Unified-Lift as published, whole and in parts
+
+
+def published(
+    frozen: Frozen, budget: Budget, seed: int, report: Report, **changes: object
+) -> Outcome:
+    """Unified-Lift as published, on frozen splats; `changes` are fields of `PublishedConfig`."""
+    config = PublishedConfig(**asdict(budget) | changes)
+    learned = train_published(*frozen.scene, config, seed, report)
+    return _learned(nearest_codes(*learned), *learned)
+
+
+def with_suggested_codes(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
+    """Published, with as many codes as the masks suggest."""
+    num_codes = count_codes(frozen.tracks, frozen.incidence, frozen.lift)
+    return published(frozen, budget, seed, report, num_codes=num_codes)
+
+
+def with_compaction(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
+    """Published, and our compaction of its codes."""
+    outcome = published(frozen, budget, seed, report)
+    return Outcome(compact(frozen.incidence, outcome.object_ids, frozen.lift))
+
+
+def with_choice(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
+    """Published, taken where masks support it better than votes."""
+    outcome = published(frozen, budget, seed, report)
+    by_votes = votes(frozen, budget, seed, report).object_ids
+    return Outcome(take_better(frozen.incidence, by_votes, outcome.object_ids, frozen.lift))
+
+
+# ---- the rivals
+
+
+def rival(
+    train: Callable[..., np.ndarray], frozen: Frozen, budget: Budget, seed: int, report: Report
+) -> Outcome:
+    """A method of `rivals`."""
+    return Outcome(train(*frozen.scene, budget, seed, report))
+
+
+class Row(NamedTuple):
+    """A row of the report: what runs, and what it is."""
+
+    run: Method
+    about: str
+
+
+ORACLE = "oracle"
+PUBLISHED = "unified-lift"
+METHODS = {
+    "default": Row(
+        default, "ours: features and codebook, compacted; votes where masks prefer them"
+    ),
+    "votes": Row(votes, "ours without training: mask graph, votes, compaction"),
+    PUBLISHED: Row(published, "Unified-Lift as published (Zhu et al., CVPR 2025)"),
+    "panoptic-lifting": Row(
+        partial(rival, rivals.panoptic_lifting),
+        "the association of Panoptic Lifting (Siddiqui et al., CVPR 2023)",
+    ),
+    "contrastive-lift": Row(
+        partial(rival, rivals.contrastive_lift),
+        "the slow-fast contrast of Contrastive Lift (Bhalgat et al., NeurIPS 2023), clustered",
+    ),
+    "saga": Row(
+        partial(rival, rivals.saga), "contrast of pairs after SAGA (Cen et al., 2023), clustered"
+    ),
+    "omniseg3d": Row(
+        partial(rival, rivals.omniseg3d),
+        "contrast after OmniSeg3D (Ying et al., CVPR 2024), clustered",
+    ),
+}
+# Rows that add one component each, then rows that add one part of ours to the published method.
+ABLATION = {
+    "contrast": Row(partial(rival, rivals.omniseg3d), "the contrastive loss alone, clustered"),
+    "contrast+codebook": Row(
+        partial(published, area_aware=False, concentration="", filter=False),
+        "codes instead of clusters",
+    ),
+    "contrast+codebook+area": Row(
+        partial(published, concentration="", filter=False), "and the area-aware mapping"
+    ),
+    "contrast+codebook+area+concentration": Row(
+        partial(published, filter=False), "and the concentration constraint"
+    ),
+    PUBLISHED: Row(published, "and the filter of noisy labels: the published method"),
+    "unified-lift+codes": Row(with_suggested_codes, "published, as many codes as masks suggest"),
+    "unified-lift+losses": Row(our_losses, "published, our losses and codebook in its place"),
+    "unified-lift+compaction": Row(with_compaction, "published, its codes compacted"),
+    "unified-lift+choice": Row(with_choice, "published, where masks prefer it to votes"),
+    "default": Row(default, "all of ours together"),
+}
+ALL_METHODS = {
+    ORACLE: Row(oracle, "votes of the true ids: what the geometry allows"),
+    **ABLATION,
+    **METHODS,
+}

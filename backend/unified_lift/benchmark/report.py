@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From the benchmark's cells to one report: Markdown, and pictures beside it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import scipy
+import torch
+
+from unified_lift import __version__
+from unified_lift.benchmark.methods import ALL_METHODS, ORACLE
+from unified_lift.benchmark.pictures import level_name, save_bars, save_curves
+from unified_lift.config import Budget
+
+# Heading of each column, where its number lies in a cell, and its format.
+COLUMNS: list[tuple[str, Callable[[dict], float | None], str]] = [
+    ("found", lambda cell: cell["things"]["TP"], "{:.4g}"),
+    ("false", lambda cell: cell["things"]["FP"], "{:.4g}"),
+    ("PQ", lambda cell: cell["things"]["PQ"], "{:.3f}"),
+    ("SQ", lambda cell: cell["things"]["SQ"], "{:.3f}"),
+    ("RQ", lambda cell: cell["things"]["RQ"], "{:.3f}"),
+    ("mIoU", lambda cell: cell["things"]["mIoU"], "{:.3f}"),
+    ("mBIoU", lambda cell: cell["things"]["mBIoU"], "{:.3f}"),
+    ("AP", lambda cell: cell["things"]["AP"], "{:.3f}"),
+    ("AP50", lambda cell: cell["things"]["AP50"], "{:.3f}"),
+    ("AP75", lambda cell: cell["things"]["AP75"], "{:.3f}"),
+    ("ARI", lambda cell: cell["things"]["ARI"], "{:.3f}"),
+    ("PQ all", lambda cell: cell["all"]["PQ"], "{:.3f}"),
+    ("id kept", lambda cell: cell["things"]["id_consistency"], "{:.3f}"),
+    ("count error", lambda cell: cell["things"]["count_error"], "{:.2f}"),
+    ("Gaussians", lambda cell: cell["gaussians"].get("things", {}).get("accuracy"), "{:.3f}"),
+    ("extraction", lambda cell: cell["extraction"]["iou"], "{:.3f}"),
+    ("left out", lambda cell: cell["extraction"]["left_out"], "{:.3f}"),
+    ("s", lambda cell: cell["seconds"], "{:.1f}"),
+    ("MB", lambda cell: cell["megabytes"], "{:.0f}"),
+]
+READING = """\
+All methods get the same frozen splats, blend weights, masks and number of steps, and give one id to
+each Gaussian; ids are rendered as label maps of the test views (the largest blended share, alpha at
+least one half). Scores take all test views as one picture: an id must hold through the views.
+Protocol *things* unless *all* is said: pieces of floor and walls do not count as false.
+
+- *oracle*: a vote of the true ids on the same splats, what the geometry allows.
+- *id kept*: share of the objects that keep their id in 95 % of the views.
+- *count error*: by how much the number of counted objects is wrong, over the true number.
+- *Gaussians*: share of them with the object of the nearest true surface.
+- *extraction*: IoU of an object rendered alone with its true mask, without pixels where another
+  object lies before it (*left out* is their share).
+- *s*, *MB*: time of the method after the geometry, the most memory that the process held.
+- ±: mean over the seeds, and half of their range."""
+
+
+def write_report(
+    path: Path, cells: Sequence[dict], command: str, budget: Budget, engine: str
+) -> None:
+    """Write the report.
+
+    Args:
+        path: the Markdown file; beside it lies the folder of the run, named like it, with pictures.
+        cells: of `run_benchmark`.
+        command: that made it.
+        budget: of the learned methods.
+        engine: name of the engine that rendered.
+    """
+    folder = path.with_suffix("")
+    blocks = ["# Benchmark of Unified-Lift and its rivals", _setup(command, budget, engine)]
+    blocks += [READING, "## Scenes", _suites_table(cells)]
+    for suite, masks in _levels(cells):
+        rows = [c for c in cells if c["suite"] == suite and c["masks"] == masks]
+        rows += [c for c in cells if c["suite"] == suite and c["method"] == ORACLE]
+        blocks += [f"## {suite}, masks `{masks}`", _method_table(rows)]
+        pictures = sorted(folder.glob(f"{level_name(suite, masks)}_*.png"))
+        blocks += [f"![{picture.stem}]({folder.name}/{picture.name})" for picture in pictures]
+        blocks += _curves(folder, level_name(suite, masks), rows)
+    blocks += ["## All together", _bars(folder, cells), "## The methods", _descriptions(cells)]
+    path.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+
+
+def _setup(command: str, budget: Budget, engine: str) -> str:
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} processor cores"
+    versions = f"unified-lift {__version__}, Python {platform.python_version()}, "
+    versions += f"torch {torch.__version__}, NumPy {np.__version__}, SciPy {scipy.__version__}"
+    steps = f"{budget.steps} steps of {budget.pixels} pixels for every learned rival"
+    return f"`{command}`\n\n{machine}; {versions}; engine `{engine}`; {steps}."
+
+
+def _levels(cells: Sequence[dict]) -> list[tuple[str, str]]:
+    """Pairs of suite and masks, in order, without the oracle's."""
+    return list(dict.fromkeys((c["suite"], c["masks"]) for c in cells if c["method"] != ORACLE))
+
+
+def _suites_table(cells: Sequence[dict]) -> str:
+    rows = []
+    for suite in dict.fromkeys(cell["suite"] for cell in cells):
+        scene = next(cell["scene"] for cell in cells if cell["suite"] == suite)
+        rows.append(
+            f"| {suite} | {scene['things']} | {scene['train_views']} + {scene['test_views']} | "
+            f"{scene['splats']:,} | {scene['psnr']:.2f} | {scene['ssim']:.3f} |"
+        )
+    head = "| scene | objects | views | splats | test PSNR, dB | test SSIM |\n"
+    return head + "| --- " * 6 + "|\n" + "\n".join(rows)
+
+
+def _method_table(cells: Sequence[dict]) -> str:
+    titles = [title for title, _, _ in COLUMNS]
+    lines = ["| method | " + " | ".join(titles) + " |", "| --- " * (len(titles) + 1) + "|"]
+    for method in dict.fromkeys(cell["method"] for cell in cells):
+        same = [cell for cell in cells if cell["method"] == method]
+        values = [_spread([get(cell) for cell in same], form) for _, get, form in COLUMNS]
+        lines.append(f"| {method} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float | None], form: str) -> str:
+    """Mean, and half of the range where there are several."""
+    if any(value is None for value in values):
+        return "–"
+    mean = form.format(np.mean(values))
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {form.format((max(values) - min(values)) / 2)}"
+
+
+def _curves(folder: Path, name: str, cells: Sequence[dict]) -> list[str]:
+    curves = {cell["method"]: cell["losses"] for cell in cells if cell["losses"]}
+    if not curves:
+        return []
+    save_curves(folder / f"{name}-losses.png", curves)
+    return [f"![Training losses]({folder.name}/{name}-losses.png)"]
+
+
+def _bars(folder: Path, cells: Sequence[dict]) -> str:
+    levels = _levels(cells)
+    bars = {}
+    for method in dict.fromkeys(cell["method"] for cell in cells):
+        means = []
+        for suite, masks in levels:
+            values = [
+                cell["things"]["PQ"]
+                for cell in cells
+                if cell["suite"] == suite
+                and cell["method"] == method
+                and (cell["masks"] == masks or method == ORACLE)
+            ]
+            means.append(float(np.mean(values)) if values else float("nan"))
+        bars[method] = means
+    save_bars(folder / "pq.png", [f"{suite}\n{masks}" for suite, masks in levels], bars, "PQ")
+    return f"![PQ of all methods]({folder.name}/pq.png)"
+
+
+def _descriptions(cells: Sequence[dict]) -> str:
+    """What each method is."""
+    named = dict.fromkeys(cell["method"] for cell in cells)
+    return "\n".join(f"- **{name}**: {ALL_METHODS[name].about}" for name in named)

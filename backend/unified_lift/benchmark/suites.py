@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Scenes with ground truth, trained once and frozen: what all methods work on alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unified_lift.capture import View, read_capture
+from unified_lift.capture.images import load_photo, resize_labels, resized_view
+from unified_lift.config import MASKS_AUTO, PRESETS, PipelineConfig, SurfaceMaskConfig
+from unified_lift.gaussians import GEOMETRY, Gaussians, from_splats, to_splats
+from unified_lift.geometry import train
+from unified_lift.masks.folder import folder_label_maps
+from unified_lift.masks.surfaces import surface_label_maps
+from unified_lift.metrics import read_meta, read_truth
+from unified_lift.ply import read_ply, write_ply
+from unified_lift.preparation import Photos, lift_size, read_photos, to_camera
+from unified_lift.protocol import JobError, Report
+from unified_lift.rendering import Engine, Render
+from unified_lift.rendering.weights import BlendWeights
+
+CONFIG = PipelineConfig()
+GEOMETRY_FILE = "geometry.ply"
+SEED = 0  # of the splats, which all cells share
+GT_DIR = "gt"
+MASKS_DIR = "masks"
+TRUE_MASKS = "gt"  # in place of a level: the ground truth of the training views
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A capture with ground truth and its frozen splats.
+
+    Attributes:
+        capture_dir: holds photos, cameras, masks/LEVEL/ and gt/.
+        gaussians: raw parameters, N.
+        photos: the V training photos that the lift works on, at its size.
+        weights: blend weights of each of them.
+        test_views: at their full size.
+        truths: (H, W) int32 of each test view, 0 = not annotated.
+        things, stuff: ids in `truths`.
+    """
+
+    capture_dir: Path
+    gaussians: Gaussians
+    photos: Photos
+    weights: list[BlendWeights]
+    test_views: list[View]
+    truths: list[np.ndarray]
+    things: list[int]
+    stuff: list[int]
+    engine: Engine
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.capture_dir.name
+
+    @cached_property
+    def test_weights(self) -> list[BlendWeights]:
+        """Blend weights of the test views."""
+        return [self.blend_weights(view) for view in self.test_views]
+
+    @cached_property
+    def test_photos(self) -> list[np.ndarray]:
+        """(H, W, 3) uint8 of each test view."""
+        return [load_photo(view) for view in self.test_views]
+
+    @cached_property
+    def _test_renders(self) -> list[Render]:
+        with torch.no_grad():
+            return [
+                self.engine.render(**self.gaussians, camera=to_camera(view))
+                for view in self.test_views
+            ]
+
+    @property
+    def test_images(self) -> list[np.ndarray]:
+        """(H, W, 3) float32 0..1, how each test view renders, display space."""
+        return [render.channels.cpu().clamp(0, 1).numpy() for render in self._test_renders]
+
+    @property
+    def test_alphas(self) -> list[np.ndarray]:
+        """(H, W) float32 0..1 of each test view."""
+        return [render.alphas.cpu().numpy() for render in self._test_renders]
+
+    def blend_weights(self, view: View) -> BlendWeights:
+        """Blend weights of any view."""
+        geometry = (self.gaussians[name] for name in GEOMETRY)
+        return self.engine.blend_weights(*geometry, to_camera(view))
+
+    def object_alphas(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Alpha (H, W) of some Gaussians rendered alone, in each test view."""
+        some = {name: value[torch.from_numpy(rows)] for name, value in self.gaussians.items()}
+        with torch.no_grad():
+            return [
+                self.engine.render(**some, camera=to_camera(view)).alphas.cpu().numpy()
+                for view in self.test_views
+            ]
+
+
+def load_suite(
+    capture_dir: Path, cache_dir: Path, preset: str, engine: Engine, report: Report
+) -> Suite:
+    """Read a capture with ground truth and train its splats, or take those of an earlier run.
+
+    Args:
+        capture_dir: as `Suite`.
+        cache_dir: keeps the trained splats.
+        preset: a key of `PRESETS`.
+        engine: what renders.
+        report: told of the training.
+
+    Raises:
+        JobError: no ground truth, no test views, or what `read_capture` refuses.
+    """
+    capture_dir = Path(capture_dir).absolute()
+    if not (capture_dir / GT_DIR).is_dir():
+        raise JobError(
+            f"{capture_dir} has no folder {GT_DIR} with ids/ and meta.json. A benchmark needs the "
+            "ground truth."
+        )
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    config = PRESETS[preset]
+    report.stage("photos", f"{capture_dir.name}: reading photos")
+    capture = read_capture(capture_dir)
+    capture, photos = read_photos(capture, cache_dir, config.longest_side, CONFIG, report)
+    if not capture.test_views:
+        raise JobError(f"{capture_dir} names no test views. A benchmark needs a test split.")
+    path = cache_dir / GEOMETRY_FILE
+    if not path.exists():
+        report.stage("geometry", f"{capture_dir.name}: training splats")
+        points = (capture.points, capture.point_colors)
+        trained = train(photos.images, photos.cameras, *points, config, engine, SEED, report)
+        write_ply(path, to_splats(trained))
+    gaussians = {k: v.to(engine.device) for k, v in from_splats(read_ply(path)).items()}
+    side, _ = lift_size(photos, CONFIG)
+    photos = photos.at(side)
+    geometry = [gaussians[name] for name in GEOMETRY]
+    weights = [engine.blend_weights(*geometry, camera) for camera in photos.cameras]
+    things, stuff = read_meta(capture_dir / GT_DIR)
+    views = [view for view in capture.test_views]
+    truths = [read_truth(capture_dir / GT_DIR, view.name) for view in views]
+    return Suite(capture_dir, gaussians, photos, weights, views, truths, things, stuff, engine)
+
+
+def suite_masks(suite: Suite, level: str, report: Report) -> list[np.ndarray | None]:
+    """Label maps of the training photos.
+
+    Args:
+        suite: a suite.
+        level: "auto", "gt", or the name of a folder in the capture's masks/.
+        report: told of the progress.
+    """
+    report.stage("masks", f"{suite.name}: {level} masks")
+    if level == MASKS_AUTO:
+        scene = (suite.photos.images, suite.photos.cameras, suite.gaussians, suite.weights)
+        return surface_label_maps(*scene, SurfaceMaskConfig(), report)[0]
+    if level == TRUE_MASKS:
+        truths = [read_truth(suite.capture_dir / GT_DIR, view.name) for view in suite.photos.views]
+        views = zip(truths, suite.photos.views, strict=True)
+        return [resize_labels(labels, view.width, view.height) for labels, view in views]
+    folder = suite.capture_dir / MASKS_DIR / level
+    if not folder.is_dir():
+        raise JobError(f"{suite.capture_dir} has no masks '{level}': {folder} does not exist.")
+    sources = [
+        resized_view(source, view.width, view.height)
+        for source, view in zip(suite.photos.sources, suite.photos.views, strict=True)
+    ]
+    return folder_label_maps(folder, sources, report)

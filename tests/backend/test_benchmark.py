@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The benchmark on a small version of the sample: all rows run, scores add up, runs go on."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unified_lift.__main__ import main
+from unified_lift.benchmark import suites
+from unified_lift.benchmark.methods import ABLATION, ALL_METHODS, METHODS, Frozen
+from unified_lift.benchmark.pictures import like_truth
+from unified_lift.benchmark.report import write_report
+from unified_lift.benchmark.run import Meter, Plan, run_benchmark
+from unified_lift.benchmark.scores import score_split
+from unified_lift.benchmark.suites import load_suite, suite_masks
+from unified_lift.config import PRESETS, Budget, LiftConfig
+from unified_lift.protocol import Cancelled, JobError, SilentReport
+from unified_lift.rendering import load_engine
+
+SAMPLE = Path(__file__).parents[1] / "data" / "messy8"
+BUDGET = Budget(steps=4, pixels=512)
+NUM_TRAIN, NUM_TEST, SCALE = 16, 3, 2
+
+
+@pytest.fixture(scope="module")
+def capture(tmp_path_factory):
+    """Some photos of the sample at half their size, with masks and ground truth."""
+    folder = tmp_path_factory.mktemp("suite") / "little8"
+    transforms = json.loads((SAMPLE / "transforms.json").read_text())
+    for key in ("fl_x", "fl_y", "cx", "cy", "w", "h"):
+        transforms[key] /= SCALE
+    transforms["w"], transforms["h"] = int(transforms["w"]), int(transforms["h"])
+    split = {s: [f for f in transforms["frames"] if f["split"] == s] for s in ("train", "test")}
+    frames = split["train"][:: 48 // NUM_TRAIN][:NUM_TRAIN] + split["test"][:NUM_TEST]
+    for name in (Path(frame["file_path"]) for frame in frames):
+        png = f"{name.stem}.png"
+        for source in (name, Path("masks/paper") / png, Path("gt/ids") / png):
+            if (SAMPLE / source).exists():
+                (folder / source).parent.mkdir(parents=True, exist_ok=True)
+                how = Image.Resampling.NEAREST if source != name else Image.Resampling.BOX
+                image = Image.open(SAMPLE / source)
+                image.resize((transforms["w"], transforms["h"]), how).save(folder / source)
+    for key in ("train_filenames", "test_filenames"):
+        transforms.pop(key, None)
+    (folder / "transforms.json").write_text(json.dumps({**transforms, "frames": frames}))
+    shutil.copytree(SAMPLE / "sparse", folder / "sparse")
+    (folder / "gt" / "meta.json").write_text((SAMPLE / "gt" / "meta.json").read_text())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def work_dir(tmp_path_factory):
+    """Where the splats of `capture` are kept for all tests."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_training():
+    """Splats of seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        short = replace(PRESETS["draft"], iterations=600, max_gaussians=6000)
+        patch.setitem(suites.PRESETS, "draft", short)
+        yield
+
+
+@pytest.fixture(scope="module")
+def suite(capture, work_dir):
+    return load_suite(
+        capture, work_dir / "suites" / "little8-draft", "draft", load_engine("cpu"), SilentReport()
+    )
+
+
+def run(capture, work_dir, methods, masks=("paper",), seeds=(0,), report=None):
+    plan = Plan([capture], masks, methods, seeds, "draft")
+    return run_benchmark(plan, work_dir, BUDGET, load_engine("cpu"), report or SilentReport())
+
+
+# ---- methods
+
+
+@pytest.mark.parametrize("name", list(ALL_METHODS))
+def test_every_method_gives_an_object_to_each_gaussian(suite, name):
+    masks = "gt" if name == "oracle" else "paper"
+    frozen = Frozen(suite.weights, suite_masks(suite, masks, SilentReport()), LiftConfig())
+    outcome = ALL_METHODS[name].run(frozen, BUDGET, 0, SilentReport())
+    assert outcome.object_ids.shape == (frozen.num_gaussians,)
+    assert outcome.object_ids.min() >= -1
+
+
+def test_perfect_votes_score_what_the_geometry_allows(suite):
+    frozen = Frozen(suite.weights, suite_masks(suite, "gt", SilentReport()), LiftConfig())
+    outcome = ALL_METHODS["oracle"].run(frozen, BUDGET, 0, SilentReport())
+    scores = score_split(suite, outcome.object_ids)
+    assert scores["things"]["PQ"] > 0.7 and scores["extraction"]["iou"] > 0.6
+    assert scores["things"]["TP"] == 8 and scores["things"]["FP"] == 0
+    assert scores["scene"]["things"] == 8 and scores["scene"]["psnr"] > 20
+
+
+def test_nothing_found_scores_nothing(suite):
+    scores = score_split(suite, np.full(len(suite.gaussians["means"]), -1))
+    assert scores["things"]["PQ"] == scores["extraction"]["iou"] == 0
+
+
+def test_ids_take_the_colours_of_what_they_match():
+    truth = np.repeat([[1, 2, 3]], 2, 0)
+    same = like_truth([truth], [truth])[0]
+    renamed = like_truth([np.repeat([[7, 5, 0]], 2, 0)], [truth])[0]
+    assert (renamed[:, :2] == same[:, :2]).all()
+    assert not renamed[:, 2].any()
+    split = like_truth([np.repeat([[1, 2, 4]], 2, 0)], [np.repeat([[1, 2, 2]], 2, 0)])[0]
+    grey = split[0, 2]
+    assert grey[0] == grey[1] == grey[2] > 0  # a false piece
+
+
+# ---- runs
+
+
+def test_a_report_tells_all_rows(capture, work_dir, tmp_path):
+    cells = run(capture, work_dir, ["votes", "unified-lift"], seeds=(0, 1))
+    assert [cell["method"] for cell in cells] == ["oracle"] + ["votes", "unified-lift"] * 2
+    report = work_dir.with_suffix(".md")
+    write_report(report, cells, "the command", BUDGET, "cpu")
+    text = report.read_text()
+    for row in ("| oracle |", "| votes |", "| unified-lift |", "the command", "±"):
+        assert row in text
+    pictures = re.findall(r"\]\(([^)]+\.png)\)", text)
+    assert {Path(p).stem for p in pictures} == {
+        "little8-paper_ids", "little8-paper_learned", "little8-paper-losses", "pq",
+    }  # fmt: skip
+    for picture in pictures:
+        with Image.open(report.parent / picture) as image:
+            assert min(image.size) > 100
+
+
+def test_a_run_goes_on_where_it_stopped(capture, work_dir):
+    class Stop(SilentReport):
+        def stage(self, name, label):
+            if "saga" in label:
+                raise Cancelled
+
+    with pytest.raises(Cancelled):
+        run(capture, work_dir, ["votes", "saga"], report=Stop())
+    done = work_dir / "cells" / "little8-paper-votes-0.json"
+    before = done.stat().st_mtime_ns
+    cells = run(capture, work_dir, ["votes", "saga"])
+    assert [cell["method"] for cell in cells] == ["oracle", "votes", "saga"]
+    assert done.stat().st_mtime_ns == before
+
+
+def test_another_budget_runs_again(capture, work_dir):
+    run(capture, work_dir, ["votes"])
+    path = work_dir / "cells" / "little8-paper-votes-0.json"
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps({**known, "key": {}, "seconds": -1}))
+    cells = run(capture, work_dir, ["votes"])
+    assert cells[-1]["seconds"] > 0
+
+
+def test_time_and_memory_are_measured():
+    with Meter() as meter:
+        block = np.ones(30_000_000)
+    assert meter.seconds > 0 and block.all()
+    assert meter.megabytes is None or meter.megabytes > 230
+
+
+def test_the_command_writes_the_report(capture, tmp_path):
+    out = tmp_path / "report.md"
+    arguments = ["benchmark", str(capture), "--methods", "votes", "--masks", "paper", "auto"]
+    assert main([*arguments, "--preset", "draft", "--out", str(out)]) == 0
+    assert "## little8, masks `auto`" in out.read_text()
+
+
+# ---- bad input
+
+
+def test_rows_and_masks_that_do_not_exist(capture, work_dir):
+    with pytest.raises(JobError, match="no method 'magic'"):
+        run(capture, work_dir, ["magic"])
+    with pytest.raises(JobError, match="no masks 'severe'"):
+        run(capture, work_dir, ["votes"], masks=["severe"])
+
+
+def test_a_capture_without_ground_truth(tmp_path):
+    with pytest.raises(JobError, match="ground truth"):
+        load_suite(tmp_path, tmp_path / "work", "draft", load_engine("cpu"), SilentReport())
+
+
+def test_rows_are_named_in_both_tables():
+    assert {"unified-lift", "default"} <= set(ABLATION) & set(METHODS)
