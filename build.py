@@ -30,12 +30,16 @@ PACKAGES = [
     "scipy==1.17.1",
     "pillow==13.0.0",
     "scikit-image==0.26.0",
+    "scikit-learn==1.9.1",
+    "matplotlib==3.11.2",
     "segment-anything==1.0",
     "setuptools==84.2.1",
     "ziglang==0.17.1",
     "pytest==9.2.0",
     "ruff==0.17.6",
 ]
+# What the tests compare our metrics with; the first asks for an old NumPy that it does not need.
+ORACLES = ["--no-deps", "panopticapi-lite==0.2.0", "pycocotools==2.0.11"]
 # Blender as a Python module, for machines without Blender and for the tests.
 BPY_VERSIONS = {(3, 11): ["4.5.15", "5.0.1"], (3, 13): ["5.2.0"]}
 BPY_PACKAGES = ["numpy", "pytest==9.2.0"]
@@ -136,7 +140,7 @@ def backend_env() -> Path:
     else:
         source = json.loads((ENV / "stamp.json").read_text())[1][0][1:]
     editable = ["--no-deps", "--no-build-isolation", "-e", str(ROOT / "backend")]
-    make_env(ENV, python, [[TORCH, *source], PACKAGES, editable])
+    make_env(ENV, python, [[TORCH, *source], PACKAGES, ORACLES, editable])
     run([python_of(ENV), "-I", "-m", "unified_lift.rendering.native.compile"])
     return python_of(ENV)
 

@@ -388,7 +388,6 @@ class JobReport:
 
     def warning(self, text: str) -> None:
         """Tell the user something that did not stop the work."""
-        log.warning(text)
         self.emit("warning", message=text)
 
     def check(self) -> None:
