@@ -23,6 +23,7 @@ from unified_lift.protocol import (
     EXIT_FAILED,
     EXIT_LOCKED,
     REQUEST_FILE,
+    SCENE_FILE,
     Cancelled,
     JobError,
     JobLock,
@@ -33,6 +34,7 @@ from unified_lift.protocol import (
     describe_os_error,
     read_job,
     write_job,
+    write_json,
 )
 
 log = logging.getLogger("unified_lift")
@@ -170,12 +172,51 @@ def benchmark(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def public(arguments: argparse.Namespace) -> int:
+    """Run a public benchmark on the user's copy, and write its scores scene by scene."""
+    from unified_lift import pipeline
+    from unified_lift.benchmark.public import find_scenes, read_public, score_public, write_public
+
+    scores = {}
+    for scene_dir in find_scenes(arguments.kind, arguments.root):
+        folder = arguments.out / scene_dir.name
+        scene = read_public(arguments.kind, scene_dir)
+        log.info("%s", scene_dir.name)
+        job, ids = folder / "job", folder / "views"
+        if not (job / SCENE_FILE).exists():
+            capture, masks = write_public(scene, folder / "capture")
+            settings = Settings(
+                masks=str(masks) if masks and not arguments.auto else MASKS_AUTO,
+                method=arguments.method,
+                preset=arguments.preset,
+                device=arguments.device,
+                seed=arguments.seed,
+            )
+            if not (job / REQUEST_FILE).exists():
+                write_job(job, JobRequest(str(capture), settings))
+            if code := run_job(job, print_event):
+                return code
+        pipeline.render_views(job, ids, "all", [], arguments.device)
+        scores[scene_dir.name] = score_public(scene, ids / "ids")
+        write_json(arguments.out / "scores.json", scores)
+    sys.stdout.write(json.dumps(scores, indent=1) + "\n")
+    return EXIT_DONE
+
+
 class PrintReport(SilentReport):
     """Shows the stages of a command that is no job."""
 
     def stage(self, name: str, label: str) -> None:
         """Show."""
         log.info("%s", label)
+
+
+def add_common(command: argparse.ArgumentParser) -> None:
+    """The settings of a job that have a default everywhere."""
+    command.add_argument("--method", choices=METHODS, default=Settings.method)
+    command.add_argument("--preset", choices=list(PRESETS), default=Settings.preset)
+    command.add_argument("--device", choices=DEVICES, default=Settings.device)
+    command.add_argument("--seed", type=int, default=Settings.seed)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -189,11 +230,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--masks", default=MASKS_AUTO, help="auto, sam or a folder (auto)")
     command.add_argument("--sam-checkpoint", type=Path, help="segment-anything checkpoint")
     command.add_argument("--splat", type=Path, help="trained 3DGS PLY to split, as it is")
-    command.add_argument("--method", choices=METHODS, default=Settings.method)
-    command.add_argument("--preset", choices=list(PRESETS), default=Settings.preset)
-    command.add_argument("--device", choices=DEVICES, default=Settings.device)
-    command.add_argument("--seed", type=int, default=Settings.seed)
     command.set_defaults(function=segment)
+    add_common(command)
 
     command = commands.add_parser("render", help="render a finished job's views")
     command.add_argument("job", type=Path)
@@ -218,6 +256,14 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--preset", choices=list(PRESETS), default=Settings.preset)
     command.add_argument("--device", choices=DEVICES, default=Settings.device)
     command.set_defaults(function=benchmark)
+
+    command = commands.add_parser("public", help="a public benchmark, by its own protocol")
+    command.add_argument("kind", choices=["lerf-mask", "replica", "messy-rooms"])
+    command.add_argument("root", type=Path, help="one scene, or the folder of all")
+    command.add_argument("--out", type=Path, required=True, help="folder of jobs and scores.json")
+    command.add_argument("--auto", action="store_true", help="without the benchmark's own masks")
+    command.set_defaults(function=public)
+    add_common(command)
 
     command = commands.add_parser("run", help="do the job of a folder (what Blender starts)")
     command.add_argument("job", type=Path)
