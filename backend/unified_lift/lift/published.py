@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Unified-Lift as published: its losses on rendered features, and their training on frozen splats.
 
-Literal in what is computed. Four things differ, none in its expectation: the filter and the
+Literal in what is computed. Four things differ: the filter and the
 association look at the sampled pixels, not at the whole image; their number is free, and the
 contrastive sum is scaled to the published one; logarithms of sums are taken safely; and a view with
 more masks than codes gives the masks left over their best code, where the reference cuts the list.
