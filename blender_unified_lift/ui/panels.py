@@ -68,6 +68,7 @@ def _draw_settings(layout: UILayout, context: Context) -> None:
     column.use_property_split = True
     column.use_property_decorate = False
     column.prop(settings, "capture_dir")
+    column.prop(settings, "splat")
     column.prop(settings, "masks")
     if settings.masks == FOLDER:
         column.prop(settings, "masks_dir", text="Folder")

@@ -61,6 +61,12 @@ class UNIFIEDLIFT_PG_settings(PropertyGroup):
         subtype="DIR_PATH",
         options=_RELATIVE,
     )
+    splat: StringProperty(
+        name="Splat",
+        description="Trained splats (.ply) of this capture, to be split as they are; empty: train",
+        subtype="FILE_PATH",
+        options=_RELATIVE,
+    )
     masks: EnumProperty(
         name="Masks",
         description="Where the outlines of the objects come from",
@@ -124,6 +130,7 @@ def make_request(settings: UNIFIEDLIFT_PG_settings) -> JobRequest:
         preset=settings.quality.lower(),
         device=settings.device.lower(),
         seed=settings.seed,
+        splat=_existing(settings.splat, "splat file", os.path.isfile) if settings.splat else "",
     )
     return JobRequest(capture, chosen)
 

@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT, SAMPLE
 
 from unified_lift.config import PRESETS, Settings
+from unified_lift.protocol import JobError
 
 
 def request():
@@ -39,6 +40,15 @@ def test_masks_of_a_folder_and_of_sam(addon, tmp_path):
     settings.masks, settings.sam_checkpoint = "SAM", str(checkpoint)
     chosen = request().settings
     assert (chosen.masks, chosen.sam_checkpoint) == ("sam", str(checkpoint))
+
+
+def test_splats_that_the_user_has(addon, tmp_path):
+    settings = bpy.context.scene.unified_lift
+    settings.capture_dir, settings.splat = str(SAMPLE), str(tmp_path / "scene.ply")
+    with pytest.raises(JobError, match="no splat file"):
+        request()
+    (tmp_path / "scene.ply").touch()
+    assert request().settings.splat == str(tmp_path / "scene.ply")
 
 
 def test_paths_may_be_relative_to_the_blend_file(addon, tmp_path):

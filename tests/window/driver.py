@@ -22,9 +22,9 @@ from mathutils import Vector
 PACKAGE = "bl_ext.user_default.blender_unified_lift"
 TICK_SECONDS = 0.2
 # Pixels from the top of the sidebar to the middle of a button, at interface scale 1
-SEGMENT_BUTTON = 146
+SEGMENT_BUTTON = 169
 # with eight rows of objects and the one line that a finished job leaves
-FIRST_ROW, ISOLATE_BUTTON, DELETE_BUTTON, RENDER_BUTTON = 284, 472, 494, 494
+FIRST_ROW, ISOLATE_BUTTON, DELETE_BUTTON, RENDER_BUTTON = 307, 495, 517, 517
 ROW_HEIGHT = 21
 LEFT_COLUMN, RIGHT_COLUMN = 0.25, 0.75  # of the buttons' width
 
