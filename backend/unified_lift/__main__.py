@@ -125,6 +125,8 @@ def segment(arguments: argparse.Namespace) -> int:
         splat=splat,
     )
     request = JobRequest(str(arguments.capture.resolve()), settings)
+    if not arguments.capture.exists():  # a slip of the pen shall not use up the job folder
+        raise JobError(f"There is no folder {request.capture}. Choose the folder of a capture.")
     if (arguments.out / REQUEST_FILE).exists() and read_job(arguments.out) == request:
         log.info("%s holds this very job: going on with it", arguments.out)
     else:

@@ -519,7 +519,7 @@ def read_json(path: Path) -> dict:
         raise JobError(f"No {Path(path).name} in {Path(path).parent}.") from error
     except OSError as error:
         raise JobError(describe_os_error(error, Path(path))) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise JobError(f"{path} is damaged: {error}.") from error
     if not isinstance(data, dict):
         raise JobError(f"{path} is damaged: it holds no JSON object.")

@@ -405,7 +405,13 @@ def test_what_cannot_be_used_is_said_in_one_sentence(tmp_path, change, words):
 
 @pytest.mark.parametrize(
     "text, words",
-    [('{"frames": [', "damaged"), ("[1, 2]", "no JSON object"), ("{}", "no list of frames")],
+    [
+        ('{"frames": [', "damaged"),
+        ("[" * 100_000, "damaged"),
+        ("[1, 2]", "no JSON object"),
+        ("{}", "no list of frames"),
+        ('{"frames": [], "train_filenames": 7}', "no list of names in train_filenames"),
+    ],
 )
 def test_a_broken_json_file_is_named(tmp_path, text, words):
     (tmp_path / "transforms.json").write_text(text)

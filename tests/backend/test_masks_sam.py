@@ -14,7 +14,12 @@ import torch
 from unified_lift.config import SamConfig
 from unified_lift.masks.flatten import flatten_masks
 from unified_lift.masks.sam import sam_label_maps
-from unified_lift.masks.sam_model import batched_nms, build_sam, import_segment_anything
+from unified_lift.masks.sam_model import (
+    batched_nms,
+    build_sam,
+    import_segment_anything,
+    read_weights,
+)
 from unified_lift.protocol import Cancelled, JobError, SilentReport
 
 # Random weights make poor masks: keep them all.
@@ -212,6 +217,11 @@ def test_what_is_no_checkpoint_is_said(tmp_path):
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(JobError, match=r"text.pth holds no plain weights"):
         segment_one(tmp_path / "text.pth", tmp_path)
+    for seed in range(20):
+        noise = np.random.default_rng(seed).integers(0, 256, 200 + seed, np.uint8)
+        (tmp_path / "noise.pth").write_bytes(b"\x80\x02" + noise.tobytes())  # begins as a pickle
+        with pytest.raises(JobError, match=r"noise.pth holds no plain weights"):
+            read_weights(tmp_path / "noise.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(JobError, match=r"list.pth is no checkpoint of segment-anything"):
         segment_one(tmp_path / "list.pth", tmp_path)

@@ -80,7 +80,6 @@ def render_pictures(out: Path) -> dict:
         assert bpy.ops.unified_lift.render_isolated() == {"FINISHED"}
         bpy.data.images["Render Result"].save_render(str(out / f"{obj.name}.png"))
         names.append(obj.name)
-        bpy.ops.unified_lift.leave_isolation()
     kinds = [obj["kind"] for _, obj in objects.rows(root)]
     return {"view": view, "isolated": names, "kinds": kinds}
 

@@ -80,11 +80,12 @@ def _read_frames(data: dict, path: Path, split: str | None) -> tuple[list[View],
     frames = data.get("frames")
     if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
         raise JobError(f"{path} has no list of frames. Choose a capture's {WHOLE}.")
-    splits = {
-        find_image(path.parent, str(name)): word
-        for word in (TRAIN, TEST, VALIDATION)
-        for name in data.get(f"{word}_filenames") or ()
-    }
+    splits = {}
+    for word in (TRAIN, TEST, VALIDATION):
+        names = data.get(f"{word}_filenames") or []
+        if not isinstance(names, list):
+            raise JobError(f"{path} has no list of names in {word}_filenames. Correct the file.")
+        splits |= {find_image(path.parent, str(name)): word for name in names}
     # Nerfstudio trains with what train_filenames names, and leaves the rest alone.
     default = split or (None if data.get(f"{TRAIN}_filenames") else TRAIN)
     views: list[View] = []

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,13 +25,28 @@ _NORM_EPS = 1e-6  # of the encoder, likewise
 _DEFAULT_WINDOW = 14  # where all blocks are global, and nothing depends on it
 
 
+# What torch's unpickler raises on bytes that are no pickle: whatever the first wrong one leads to.
+DAMAGED = (
+    pickle.UnpicklingError,
+    struct.error,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+)
+
+
 def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     """The state dict of a checkpoint; code in it is refused, never run."""
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except OSError as error:
         raise cannot_open(checkpoint, error) from error
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+    except DAMAGED as error:
         raise JobError(
             f"{checkpoint} holds no plain weights: it is damaged, or carries code, which is not "
             "run. Take the file from segment-anything's authors."
