@@ -242,7 +242,7 @@ def demo(masks: str) -> None:
 
 
 def test(arguments: list[str]) -> None:
-    """Run the tests: backend, add-on in each Blender module, real window where $BLENDER is set."""
+    """Run the tests: backend, add-on in each Blender module, a real window, and the demo."""
     python = backend_env()
     make_zip("host")
     failed = []
@@ -262,6 +262,11 @@ def test(arguments: list[str]) -> None:
     for env in bpy_envs():
         pytest("addon", python_of(env))
     pytest("window", python)
+    if not arguments:  # nothing else goes the whole way of a user
+        try:
+            demo("sample")
+        except subprocess.CalledProcessError:
+            failed.append("demo")
     if failed:
         raise BuildError("Failed: " + ", ".join(failed))
 

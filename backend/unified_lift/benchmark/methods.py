@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unified_lift.benchmark import rivals
 from unified_lift.config import Budget, FeatureConfig, LiftConfig, PublishedConfig
+from unified_lift.lift import published as lift_published
 from unified_lift.lift.choice import take_better
 from unified_lift.lift.compaction import compact
 from unified_lift.lift.default import learn_objects
@@ -151,10 +152,15 @@ def rival(
 
 
 class Row(NamedTuple):
-    """A row of the report: what runs, and what it is."""
+    """A row of the report: what runs, what it is, and where its deviations are written down."""
 
     run: Method
     about: str
+    source: object = None
+
+
+def _rival_row(train: Callable[..., np.ndarray], about: str) -> Row:
+    return Row(partial(rival, train), about, train)
 
 
 ORACLE = "oracle"
@@ -164,22 +170,15 @@ METHODS = {
         default, "ours: features and codebook, compacted; votes where masks prefer them"
     ),
     "votes": Row(votes, "ours without training: mask graph, votes, compaction"),
-    PUBLISHED: Row(published, "Unified-Lift as published (Zhu et al., CVPR 2025)"),
-    "panoptic-lifting": Row(
-        partial(rival, rivals.panoptic_lifting),
-        "the association of Panoptic Lifting (Siddiqui et al., CVPR 2023)",
+    PUBLISHED: Row(published, "Unified-Lift (Zhu et al., CVPR 2025)", lift_published),
+    "panoptic-lifting": _rival_row(
+        rivals.panoptic_lifting, "the association of Panoptic Lifting (Siddiqui et al., CVPR 2023)"
     ),
-    "contrastive-lift": Row(
-        partial(rival, rivals.contrastive_lift),
-        "the slow-fast contrast of Contrastive Lift (Bhalgat et al., NeurIPS 2023), clustered",
+    "contrastive-lift": _rival_row(
+        rivals.contrastive_lift, "Contrastive Lift (Bhalgat et al., NeurIPS 2023)"
     ),
-    "saga": Row(
-        partial(rival, rivals.saga), "contrast of pairs after SAGA (Cen et al., 2023), clustered"
-    ),
-    "omniseg3d": Row(
-        partial(rival, rivals.omniseg3d),
-        "contrast after OmniSeg3D (Ying et al., CVPR 2024), clustered",
-    ),
+    "saga": _rival_row(rivals.saga, "after SAGA (Cen et al., 2023)"),
+    "omniseg3d": _rival_row(rivals.omniseg3d, "after OmniSeg3D (Ying et al., CVPR 2024)"),
 }
 # Rows that add one component each, then rows that add one part of ours to the published method.
 ABLATION = {
@@ -194,7 +193,7 @@ ABLATION = {
     "contrast+codebook+area+concentration": Row(
         partial(published, filter=False), "and the concentration constraint"
     ),
-    PUBLISHED: Row(published, "and the filter of noisy labels: the published method"),
+    PUBLISHED: METHODS[PUBLISHED],
     "unified-lift+codes": Row(with_suggested_codes, "published, as many codes as masks suggest"),
     "unified-lift+losses": Row(our_losses, "published, our losses and codebook in its place"),
     "unified-lift+compaction": Row(with_compaction, "published, its codes compacted"),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -85,7 +86,8 @@ def _setup(command: str, budget: Budget, engine: str) -> str:
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} processor cores"
     versions = f"unified-lift {__version__}, Python {platform.python_version()}, "
     versions += f"torch {torch.__version__}, NumPy {np.__version__}, SciPy {scipy.__version__}"
-    steps = f"{budget.steps} steps of {budget.pixels} pixels for every learned rival"
+    steps = f"{budget.steps} steps of {budget.pixels} pixels for each learned rival, whose rates "
+    steps += "were chosen on the scene messy25 with `paper` masks"
     return f"`{command}`\n\n{machine}; {versions}; engine `{engine}`; {steps}."
 
 
@@ -154,6 +156,12 @@ def _bars(folder: Path, cells: Sequence[dict]) -> str:
 
 
 def _descriptions(cells: Sequence[dict]) -> str:
-    """What each method is."""
-    named = dict.fromkeys(cell["method"] for cell in cells)
-    return "\n".join(f"- **{name}**: {ALL_METHODS[name].about}" for name in named)
+    """What each method is, and in what it deviates from its paper, from the code's own words."""
+    lines = []
+    for name in dict.fromkeys(cell["method"] for cell in cells):
+        row = ALL_METHODS[name]
+        words = inspect.getdoc(row.source) or "" if row.source else ""
+        own = words.split("\n\nArgs")[0].split("\n\n", 1)  # the first line says what the code is
+        details = " ".join(own[1].split()) if len(own) > 1 else ""
+        lines.append(f"- **{name}**: {row.about}. {details}".rstrip())
+    return "\n".join(lines)
