@@ -42,6 +42,7 @@ PACKAGES = [
 ORACLES = ["--no-deps", "panopticapi-lite==0.2.0", "pycocotools==2.0.11"]
 # Blender as a Python module, for machines without Blender and for the tests.
 BPY_VERSIONS = {(3, 11): ["4.5.15", "5.0.1"], (3, 13): ["5.2.0"]}
+NO_TESTS = 5  # pytest's exit code: the options chose none of a folder's tests
 BPY_PACKAGES = ["numpy", "pytest==9.2.0"]
 
 
@@ -245,17 +246,24 @@ def test(arguments: list[str]) -> None:
     """Run the tests: backend, add-on in each Blender module, a real window, and the demo."""
     python = backend_env()
     make_zip("host")
-    failed = []
-    given = [word for word in arguments if not word.startswith("-")]
+    failed, codes = [], []
+    given = [word for word in arguments if Path(word.split("::")[0]).exists()]
+    options = [word for word in arguments if word not in given]
+    lost = [word for word in arguments if word.startswith("tests/") and word not in given]
+    if lost:
+        raise BuildError(f"There is no test {lost[0]}.")
+    given = [os.path.relpath(Path(word).absolute(), ROOT) for word in given]
 
     def pytest(folder: str, interpreter: Path) -> None:
-        chosen = [word for word in given if word.startswith(f"tests/{folder}")]
-        if given and not chosen:
+        chosen = [word for word in given if Path(word).parts[:2] == ("tests", folder)]
+        if not given or "tests" in given:
+            chosen = [f"tests/{folder}"]
+        if not chosen:
             return
         say(f"tests/{folder} with {interpreter.parent.parent.name}")
-        options = [word for word in arguments if word.startswith("-")]
-        command = [interpreter, "-m", "pytest", *options, *(chosen or [f"tests/{folder}"])]
-        if subprocess.run([str(word) for word in command], cwd=ROOT).returncode:
+        command = [interpreter, "-m", "pytest", *options, *chosen]
+        codes.append(subprocess.run([str(word) for word in command], cwd=ROOT).returncode)
+        if codes[-1] not in (0, NO_TESTS):
             failed.append(f"tests/{folder} with {interpreter.parent.parent.name}")
 
     pytest("backend", python)
@@ -267,6 +275,8 @@ def test(arguments: list[str]) -> None:
             demo("sample")
         except subprocess.CalledProcessError:
             failed.append("demo")
+    if all(code == NO_TESTS for code in codes):
+        raise BuildError(f"No test is meant by {' '.join(arguments)}.")
     if failed:
         raise BuildError("Failed: " + ", ".join(failed))
 
@@ -308,5 +318,9 @@ if __name__ == "__main__":
         sys.exit(main())
     except BuildError as error:
         sys.exit(f"build.py: {error}")
+    except KeyboardInterrupt:  # what it had started has had the signal too, and said so
+        sys.exit(130)
+    except FileNotFoundError as error:
+        sys.exit(f"build.py: there is no {error.filename}. Check the path, and $BLENDER.")
     except subprocess.CalledProcessError as error:
         sys.exit(f"build.py: failed: {' '.join(map(str, error.cmd))[:300]}")

@@ -155,16 +155,22 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def benchmark(arguments: argparse.Namespace) -> int:
     """Run methods side by side on scenes with ground truth, and write a report."""
-    from unified_lift.benchmark.methods import ABLATION, METHODS
+    from unified_lift.benchmark.methods import ABLATION, METHODS, ORACLE
     from unified_lift.benchmark.report import write_report
     from unified_lift.benchmark.run import Plan, run_benchmark
     from unified_lift.config import Budget
     from unified_lift.rendering import load_engine
 
+    if arguments.seeds < 1:
+        raise JobError(f"{arguments.seeds} seeds run nothing. Choose 1 or more.")
+    if arguments.out.suffix != ".md" or arguments.out.is_dir():
+        raise JobError(
+            f"--out {arguments.out} is no report. Give the name of a file, ending in .md."
+        )
     methods = arguments.methods or list(ABLATION if arguments.ablation else METHODS)
-    plan = Plan(
-        arguments.suites, arguments.masks, methods, range(arguments.seeds), arguments.preset
-    )
+    methods = [name for name in dict.fromkeys(methods) if name != ORACLE]  # which is always run
+    masks = list(dict.fromkeys(arguments.masks))
+    plan = Plan(arguments.suites, masks, methods, range(arguments.seeds), arguments.preset)
     engine = load_engine(arguments.device)
     work_dir = arguments.out.with_suffix("")
     cells = run_benchmark(plan, work_dir, Budget(), engine, PrintReport())
@@ -279,6 +285,9 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parser().parse_args(arguments)
     try:
         return parsed.function(parsed)
+    except KeyboardInterrupt:
+        log.info("Cancelled")
+        return EXIT_CANCELLED
     except JobError as error:
         log.error("Error: %s", error)
     except OSError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from unified_lift.capture import Capture, View, read_cameras, read_capture, write_cameras
 from unified_lift.capture.images import load_photo, resize_labels, resized_view, scaled_view
@@ -34,7 +35,7 @@ from unified_lift.lift.compaction import compact, without_gaps
 from unified_lift.lift.default import learn_objects
 from unified_lift.lift.features import nearest_codes
 from unified_lift.lift.incidence import check_mask_count, mask_incidence
-from unified_lift.lift.labels import label_map
+from unified_lift.lift.labels import MIN_ALPHA, label_map
 from unified_lift.lift.objects import ObjectRecord, describe
 from unified_lift.lift.published import Joint, train_published
 from unified_lift.lift.votes import split_by_votes
@@ -58,7 +59,7 @@ from unified_lift.protocol import (
     JobRequest,
     write_json,
 )
-from unified_lift.rendering import Engine, load_engine
+from unified_lift.rendering import Camera, Engine, load_engine
 from unified_lift.rendering.weights import BlendWeights
 
 CONFIG = PipelineConfig()
@@ -423,9 +424,36 @@ def render_views(job_dir: Path, out_dir: Path, split: str, objects: list[int], d
         alphas = render.alphas if objects else None
         save_image(out_dir / "rgb" / f"{view.name}.png", render.channels, alphas)
         if not objects:
-            weights = engine.blend_weights(*(gaussians[name] for name in GEOMETRY), camera)
             path = out_dir / "ids" / f"{view.name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            labels = label_map(weights, splats.object_ids, render.alphas.cpu().numpy())
+            labels = _label_view(engine, gaussians, camera, splats.object_ids, render.alphas)
             Image.fromarray(labels.astype(np.uint16)).save(path)
     return len(views)
+
+
+def _label_view(
+    engine: Engine, gaussians: Gaussians, camera: Camera, object_ids: np.ndarray, alphas: Tensor
+) -> np.ndarray:
+    """The label map of a view; of a large one object by object, for its weights take gigabytes.
+
+    Args:
+        engine: what renders.
+        gaussians: N raw parameters.
+        camera: of the view.
+        object_ids: (N,) int, 0 = unassigned.
+        alphas: (H, W) of the rendered view.
+    """
+    geometry = [gaussians[name] for name in GEOMETRY]
+    shown = alphas.cpu().numpy()
+    if camera.width * camera.height <= CONFIG.max_lift_pixels:
+        return label_map(engine.blend_weights(*geometry, camera), object_ids, shown)
+    labels, most = np.zeros(shown.shape, np.int32), np.zeros(shown.shape, np.float32)
+    for number in np.unique(object_ids):
+        own = torch.from_numpy((object_ids == number).astype(np.float32))[:, None]
+        with torch.no_grad():
+            share = engine.rasterize(*geometry, own.to(engine.device), camera).channels
+        share = share[..., 0].cpu().numpy()
+        labels[share > most] = number
+        most = np.maximum(most, share)
+    labels[shown < MIN_ALPHA] = 0
+    return labels

@@ -135,13 +135,22 @@ def write_job(job_dir: Path, request: JobRequest) -> None:
     """Make the job folder and its job.json; where that fails, no empty folder stays behind.
 
     Raises:
-        JobError: the folder already holds a job, or cannot be written.
+        JobError: the folder holds a job or anything else, or cannot be written.
     """
     path = Path(job_dir) / REQUEST_FILE
     try:
         check_settings(request.settings)
         if path.exists():
-            raise JobError(f"{job_dir} already holds a job. Choose another folder for the new one.")
+            raise JobError(
+                f"{job_dir} already holds a job. Choose another folder for the new one, or delete "
+                "that one."
+            )
+        if path.parent.is_dir() and any(
+            not child.name.endswith(".part") for child in path.parent.iterdir()
+        ):
+            raise JobError(
+                f"{job_dir} holds other files, which a job would overwrite. Choose a new folder."
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"schema": SCHEMA_VERSION, **asdict(request)})
     except OSError as error:
@@ -169,7 +178,7 @@ def read_job(job_dir: Path) -> JobRequest:
     if not isinstance(data.get("capture"), str) or not isinstance(settings, dict):
         raise JobError(f"{path} is no valid request (capture missing, or settings no table).")
     known = {entry.name: type(entry.default) for entry in fields(Settings)}
-    wrong = [name for name in settings if not isinstance(settings[name], known.get(name, ()))]
+    wrong = [name for name in settings if type(settings[name]) is not known.get(name)]
     if wrong:
         raise JobError(f"{path} is no valid request: setting '{wrong[0]}' is not understood.")
     request = JobRequest(data["capture"], Settings(**settings))

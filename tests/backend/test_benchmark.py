@@ -186,9 +186,35 @@ def test_rows_and_masks_that_do_not_exist(capture, work_dir):
         run(capture, work_dir, ["votes"], masks=["severe"])
 
 
+def test_captures_of_one_name_are_not_mixed(capture, suite, work_dir, tmp_path):
+    other = tmp_path / capture.name
+    shutil.copytree(capture, other)
+    with pytest.raises(JobError, match="keeps the splats of"):
+        run(other, work_dir, ["votes"])
+    plan = Plan([capture, other], ["paper"], ["votes"], (0,), "draft")
+    with pytest.raises(JobError, match="one name"):
+        run_benchmark(plan, work_dir, BUDGET, load_engine("cpu"), SilentReport())
+
+
 def test_a_capture_without_ground_truth(tmp_path):
     with pytest.raises(JobError, match="ground truth"):
         load_suite(tmp_path, tmp_path / "work", "draft", load_engine("cpu"), SilentReport())
+
+
+def test_ground_truth_of_another_size_or_of_nothing(capture, work_dir, tmp_path):
+    geometry = work_dir / "suites" / "little8-draft" / "geometry.ply"
+    for change, words in (((50, 40), "50 x 40"), (None, "none of its things")):
+        folder = tmp_path / words.split()[0]
+        shutil.copytree(capture, folder)
+        cache_dir = tmp_path / "splats" / folder.name
+        cache_dir.mkdir(parents=True)
+        shutil.copy(geometry, cache_dir)
+        for path in (folder / "gt" / "ids").iterdir():
+            with Image.open(path) as image:
+                other = image.resize(change) if change else image.point(lambda _: 0)
+            other.save(path)
+        with pytest.raises(JobError, match=words):
+            load_suite(folder, cache_dir, "draft", load_engine("cpu"), SilentReport())
 
 
 def test_rows_are_named_in_both_tables():

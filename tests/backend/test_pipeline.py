@@ -199,6 +199,18 @@ def test_the_published_method_splits_a_scene(sample_job, small, tmp_path, monkey
         assert learned["features"].shape == (len(read_ply(sample_job / "scene.ply")), 16)
 
 
+def test_large_label_maps_are_rendered_object_by_object(sample_job, tmp_path, monkeypatch):
+    pipeline.render_views(sample_job, tmp_path / "whole", "test", [], "cpu")
+    monkeypatch.setattr(pipeline, "CONFIG", replace(pipeline.CONFIG, max_lift_pixels=9))
+    pipeline.render_views(sample_job, tmp_path / "parts", "test", [], "cpu")
+    for path in (tmp_path / "whole" / "ids").iterdir():
+        with (
+            Image.open(path) as whole,
+            Image.open(tmp_path / "parts" / "ids" / path.name) as other,
+        ):
+            assert (np.array(whole) == np.array(other)).mean() > 0.995, path.name
+
+
 def test_an_object_renders_alone_with_alpha(sample_job, tmp_path):
     done = unified_lift("render", sample_job, "--out", tmp_path, "--object", "2")
     assert done.returncode == 0, done.stderr
@@ -382,8 +394,8 @@ def test_a_missing_checkpoint_of_sam(small, tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_full_disk(small, tmp_path):
-    job = tmp_path / "job"
-    job.mkdir()
+    job, masks = tmp_path / "job", str(small / "masks" / "paper")
+    write_job(job, JobRequest(str(small), Settings(masks=masks, method="votes", preset="draft")))
     (job / "events.jsonl").symlink_to("/dev/full")
     assert fails(segment_small(small, job), "disk is full")
 

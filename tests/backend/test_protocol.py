@@ -54,6 +54,13 @@ def worker(job):
         process.kill()
 
 
+def test_a_folder_of_other_files_is_no_place_for_a_job(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"mine")
+    with pytest.raises(JobError, match="other files"):
+        write_job(tmp_path, JobRequest(str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+
+
 def test_a_request_comes_back_as_written(job):
     assert read_job(job) == JobRequest("/captures/desk", Settings(seed=7))
 

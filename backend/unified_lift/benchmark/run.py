@@ -85,9 +85,13 @@ def run_benchmark(
     unknown = sorted(set(plan.methods) - set(ALL_METHODS))
     if unknown:
         raise JobError(f"There is no method '{unknown[0]}'. Choose from {', '.join(ALL_METHODS)}.")
-    key = {"version": __version__, "preset": plan.preset, **asdict(budget)}
+    names = [Path(path).absolute().name for path in plan.suites]
+    if len(set(names)) < len(names):
+        raise JobError(f"Two captures have one name: {', '.join(names)}. Rename one's folder.")
     results = []
-    for capture_dir in plan.suites:
+    for capture_dir in (Path(path).absolute() for path in plan.suites):
+        key = {"version": __version__, "capture": str(capture_dir), "preset": plan.preset}
+        key |= asdict(budget)
         cells = plan.cells(capture_dir.name)
         paths = [work_dir / CELLS_DIR / f"{cell.name}.json" for cell in cells]
         if not all(_is_done(path, key) for path in paths):
@@ -109,7 +113,7 @@ def run_benchmark(
 
 
 def _is_done(path: Path, key: dict) -> bool:
-    return path.exists() and read_json(path)["key"] == key
+    return path.exists() and read_json(path).get("key") == key
 
 
 def _run_level(

@@ -26,6 +26,7 @@ from unified_lift.rendering.weights import BlendWeights
 
 CONFIG = PipelineConfig()
 GEOMETRY_FILE = "geometry.ply"
+SOURCE_FILE = "capture.txt"  # whose splats these are
 SEED = 0  # of the splats, which all cells share
 GT_DIR = "gt"
 MASKS_DIR = "masks"
@@ -126,6 +127,13 @@ def load_suite(
             "ground truth."
         )
     cache_dir.mkdir(parents=True, exist_ok=True)
+    source = cache_dir / SOURCE_FILE
+    if source.exists() and source.read_text(encoding="utf-8") != str(capture_dir):
+        raise JobError(
+            f"{cache_dir} keeps the splats of {source.read_text(encoding='utf-8')}. Choose another "
+            f"--out for {capture_dir}."
+        )
+    source.write_text(str(capture_dir), encoding="utf-8")
     config = PRESETS[preset]
     report.stage("photos", f"{capture_dir.name}: reading photos")
     capture = read_capture(capture_dir)
@@ -145,7 +153,9 @@ def load_suite(
     weights = [engine.blend_weights(*geometry, camera) for camera in photos.cameras]
     things, stuff = read_meta(capture_dir / GT_DIR)
     views = [view for view in capture.test_views]
-    truths = [read_truth(capture_dir / GT_DIR, view.name) for view in views]
+    truths = [_read_truth(capture_dir, view) for view in views]
+    if not any(np.isin(truth, things).any() for truth in truths):
+        raise JobError(f"{capture_dir / GT_DIR} shows none of its things in the test views.")
     return Suite(capture_dir, gaussians, photos, weights, views, truths, things, stuff, engine)
 
 
@@ -162,9 +172,10 @@ def suite_masks(suite: Suite, level: str, report: Report) -> list[np.ndarray | N
         scene = (suite.photos.images, suite.photos.cameras, suite.gaussians, suite.weights)
         return surface_label_maps(*scene, SurfaceMaskConfig(), report)[0]
     if level == TRUE_MASKS:
-        truths = [read_truth(suite.capture_dir / GT_DIR, view.name) for view in suite.photos.views]
-        views = zip(truths, suite.photos.views, strict=True)
-        return [resize_labels(labels, view.width, view.height) for labels, view in views]
+        return [
+            resize_labels(_read_truth(suite.capture_dir, source), view.width, view.height)
+            for source, view in zip(suite.photos.sources, suite.photos.views, strict=True)
+        ]
     folder = suite.capture_dir / MASKS_DIR / level
     if not folder.is_dir():
         raise JobError(f"{suite.capture_dir} has no masks '{level}': {folder} does not exist.")
@@ -173,3 +184,13 @@ def suite_masks(suite: Suite, level: str, report: Report) -> list[np.ndarray | N
         for source, view in zip(suite.photos.sources, suite.photos.views, strict=True)
     ]
     return folder_label_maps(folder, sources, report)
+
+
+def _read_truth(capture_dir: Path, view: View) -> np.ndarray:
+    truth = read_truth(capture_dir / GT_DIR, view.name)
+    if truth.shape != (view.height, view.width):
+        raise JobError(
+            f"The ground truth of {view.name} in {capture_dir} is {truth.shape[1]} x "
+            f"{truth.shape[0]} pixels, its photo {view.width} x {view.height}. Make them equal."
+        )
+    return truth
