@@ -145,9 +145,8 @@ def write_job(job_dir: Path, request: JobRequest) -> None:
                 f"{job_dir} already holds a job. Choose another folder for the new one, or delete "
                 "that one."
             )
-        if path.parent.is_dir() and any(
-            not child.name.endswith(".part") for child in path.parent.iterdir()
-        ):
+        own = {EVENTS_FILE, STATUS_FILE, LOCK_FILE, CANCEL_FILE, LOG_FILE, f"{REQUEST_FILE}.part"}
+        if path.parent.is_dir() and {child.name for child in path.parent.iterdir()} - own:
             raise JobError(
                 f"{job_dir} holds other files, which a job would overwrite. Choose a new folder."
             )

@@ -12,7 +12,14 @@ import pytest
 
 from unified_lift.capture import read_capture, write_cameras
 from unified_lift.ply import Splats, write_ply
-from unified_lift.protocol import CAMERAS_FILE, OBJECTS_FILE, SCENE_FILE, write_json
+from unified_lift.protocol import (
+    CAMERAS_FILE,
+    OBJECTS_FILE,
+    SCENE_FILE,
+    JobRequest,
+    write_job,
+    write_json,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "tests" / "data" / "messy8"
@@ -77,7 +84,7 @@ def finished_job(tmp_path, make_splats):
     Its cameras are the sample's, in a world whose y axis points up.
     """
     job_dir = tmp_path / "messy8_001"
-    job_dir.mkdir()
+    write_job(job_dir, JobRequest(str(SAMPLE)))
     ids = np.repeat(np.int32([0, 1, 2, 3]), [10, 20, 30, 40])
     splats = replace(make_splats(len(ids)), object_ids=ids)
     splats.means[ids == 2] += np.float32([3, 0, 0])

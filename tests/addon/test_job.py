@@ -264,7 +264,6 @@ def test_a_killed_worker_is_offered_to_resume(running):
 def test_an_end_is_told_without_a_log(addon, finished_job):
     from blender_unified_lift.job import session
 
-    write_job(finished_job, JobRequest(str(SAMPLE)))
     with JobLock(finished_job), protocol.JobReport(finished_job) as report:
         report.stage("training", "Training")
     (finished_job / protocol.LOG_FILE).mkdir()  # cannot be read as a file
@@ -331,7 +330,6 @@ def test_a_finished_job_is_imported_once_as_one_undo_step(addon, finished_job, t
 
 def finish(job_dir: Path) -> None:
     """Make the folder that of a job whose worker has done its work and gone."""
-    write_job(job_dir, JobRequest(str(SAMPLE)))
     with JobLock(job_dir), protocol.JobReport(job_dir) as report:
         report.emit("done", objects=3, seconds={})
 
@@ -340,13 +338,11 @@ def test_a_job_that_ended_while_blender_was_closed_is_imported(addon, finished_j
     from blender_unified_lift.job import session
     from blender_unified_lift.scene import objects
 
-    write_job(finished_job, JobRequest(str(SAMPLE)))
     with JobLock(finished_job):
         session.attach(bpy.context.scene, finished_job)
         assert session.poll()
         bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "room.blend"))
     bpy.ops.wm.read_homefile(use_empty=True)
-    (finished_job / "job.json").unlink()
     finish(finished_job)
     bpy.ops.wm.open_mainfile(filepath=str(tmp_path / "room.blend"))
     assert wait(ended).state == "imported"
@@ -422,7 +418,6 @@ def test_a_folder_that_fails_for_a_moment_ends_no_polling(addon, finished_job):
 def test_a_cancel_file_that_cannot_be_taken_away_is_told(ready, finished_job):
     from blender_unified_lift.job import session
 
-    write_job(finished_job, JobRequest(str(SAMPLE)))
     with JobLock(finished_job), protocol.JobReport(finished_job) as report:
         report.stage("training", "Training")
     (finished_job / protocol.CANCEL_FILE).mkdir()  # `unlink` takes no folder away
