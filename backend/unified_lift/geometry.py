@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -284,10 +283,3 @@ def _check_finite(gaussians: Gaussians) -> None:
             "Training diverged: some splats became NaN. Check that the camera poses belong to "
             "the photos, or try another quality preset."
         )
-
-
-def psnr(image: Tensor, photo: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of (H, W, 3) float 0..1 against uint8, display space."""
-    target = torch.tensor(photo).float() / 255
-    error = float(((image.detach().cpu().clamp(0, 1) - target) ** 2).mean())
-    return -10 * math.log10(max(error, 1e-10))

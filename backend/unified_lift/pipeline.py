@@ -30,7 +30,7 @@ from unified_lift.config import (
     SurfaceMaskConfig,
 )
 from unified_lift.gaussians import GEOMETRY, Gaussians, from_splats, to_splats
-from unified_lift.geometry import psnr, start_count, step_costs, train
+from unified_lift.geometry import start_count, step_costs, train
 from unified_lift.lift.compaction import compact, without_gaps
 from unified_lift.lift.default import learn_objects
 from unified_lift.lift.features import nearest_codes
@@ -44,6 +44,7 @@ from unified_lift.masks.folder import folder_label_maps
 from unified_lift.masks.sam import sam_label_maps
 from unified_lift.masks.sam_model import build_sam, read_weights
 from unified_lift.masks.surfaces import find_planes, surface_label_maps
+from unified_lift.metrics import psnr
 from unified_lift.ply import read_ply, write_ply
 from unified_lift.preparation import Photos, lift_size, read_photos, spread, to_camera
 from unified_lift.previews import Previews, save_image
@@ -376,7 +377,7 @@ def _quality(views: Sequence[View], gaussians: Gaussians, engine: Engine, side: 
     for view in (scaled_view(view, side) for view in views):
         with torch.no_grad():
             image = engine.render(**gaussians, camera=to_camera(view)).channels
-        values.append(psnr(image, load_photo(view)))
+        values.append(psnr(image.cpu().numpy(), load_photo(view)))
     return float(np.mean(values))
 
 

@@ -17,9 +17,10 @@ from unified_lift.gaussians import (
     start_gaussians,
     to_splats,
 )
-from unified_lift.geometry import _shrink, coarse_factor, psnr, start_count, step_costs, train
+from unified_lift.geometry import _shrink, coarse_factor, start_count, step_costs, train
 from unified_lift.lift.features import nearest_codes
 from unified_lift.lift.published import Joint
+from unified_lift.metrics import psnr
 from unified_lift.protocol import SilentReport
 from unified_lift.rendering import Camera, load_engine
 
@@ -65,7 +66,7 @@ def mean_psnr(gaussians, two_balls):
     with torch.no_grad():
         return np.mean(
             [
-                psnr(engine.render(**gaussians, camera=camera).channels, photo)
+                psnr(engine.render(**gaussians, camera=camera).channels.numpy(), photo)
                 for photo, camera in zip(two_balls[0], two_balls[1], strict=True)
             ]
         )

@@ -202,19 +202,12 @@ def _read_lifting(root: Path) -> PublicScene:
     ]
     capture = _capture(root, source, frames, lambda width, height: K)
 
-    def labels(views: Iterable[View], prefix: str) -> dict[str, LabelFiles]:
-        folders = root / f"{prefix}_instance", root / f"{prefix}_semantics"
-        return {
-            view.name: LabelFiles(*(folder / f"{view.image_path.stem}.png" for folder in folders))
-            for view in views
-        }
-
-    given = labels(capture.train_views, "m2f") if (root / "m2f_instance").is_dir() else {}
+    given = root / "m2f_instance", root / "m2f_semantics"
     return PublicScene(
         REPLICA,
         capture,
-        given,
-        truth=labels(capture.test_views, "rs"),
+        given=_label_files(capture.train_views, *given) if given[0].is_dir() else {},
+        truth=_label_files(capture.test_views, root / "rs_instance", root / "rs_semantics"),
         things=REPLICA_THINGS,
         stuff=frozenset(REPLICA_CLASSES) - REPLICA_THINGS,
         void=0,
@@ -263,19 +256,13 @@ def read_messy_rooms(root: Path) -> PublicScene:
         root, source, frames, lambda width, height: np.abs(K * [[width], [height], [1]])
     )
 
-    def labels(views: Iterable[View], prefix: str) -> dict[str, LabelFiles]:
-        folders = root / f"{prefix}instance", root / f"{prefix}semantic"
-        return {
-            view.name: LabelFiles(*(folder / f"{view.image_path.stem}.npy" for folder in folders))
-            for view in views
-        }
-
-    given = labels(capture.train_views, "detic_") if (root / "detic_instance").is_dir() else {}
+    given = root / "detic_instance", root / "detic_semantic"
+    truth = root / "instance", root / "semantic"
     return PublicScene(
         MESSY_ROOMS,
         replace(capture, world_to_blender=np.eye(4)),
-        given,
-        truth=labels(capture.test_views, ""),
+        given=_label_files(capture.train_views, *given, ".npy") if given[0].is_dir() else {},
+        truth=_label_files(capture.test_views, *truth, ".npy"),
         things=frozenset({1}),
         stuff=frozenset({0}),
     )
@@ -307,6 +294,18 @@ def _capture(root: Path, source: Path, frames: list[Frame], camera: Intrinsics) 
     if all(view.split == TRAIN for view in views):
         raise JobError(f"{source} leaves no test views of {len(views)} photos. Complete the scene.")
     return near_origin(Capture(root, views, *no_points(), upright_rotation(views), True, warnings))
+
+
+def _label_files(
+    views: Iterable[View], instances: Path, classes: Path, ending: str = ".png"
+) -> dict[str, LabelFiles]:
+    """The label maps of views by name, in two folders."""
+    return {
+        view.name: LabelFiles(
+            *(f / f"{view.image_path.stem}{ending}" for f in (instances, classes))
+        )
+        for view in views
+    }
 
 
 def _viewmat(pose: np.ndarray) -> np.ndarray:

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from unified_lift.metrics import Table, boundary_band, count, total
+from unified_lift.metrics import MATCH_IOU, Table, boundary_band, count, quality, total
 
-MATCH_IOU = 0.5  # above this a match is unique
 RARE_SHARE = 0.005  # of the pixels: rarer classes are not scored (Panoptic Lifting's code)
 VOID_SHARE = 0.5  # a segment with more void than this is excused
 _VOID = -1
@@ -145,15 +144,7 @@ def _score_class(table: Table, name: int) -> dict:
     true = int(hits.sum())
     false = int((~hits.any(1) & (void <= VOID_SHARE * areas)).sum())
     missed = int((~hits.any(0) & (true_void <= VOID_SHARE * true_areas)).sum())
-    quality, denominator = float(iou[hits].sum()), max(true + (false + missed) / 2, 0.5)
-    return {
-        "PQ": quality / denominator,
-        "SQ": quality / max(true, 1),
-        "RQ": true / denominator,
-        "TP": true,
-        "FP": false,
-        "FN": missed,
-    }
+    return quality(float(iou[hits].sum()), true, false, missed)
 
 
 # ---- Class-agnostic IoU of a scene (Gaga)

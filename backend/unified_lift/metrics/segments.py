@@ -169,9 +169,12 @@ def panoptic_quality(iou: np.ndarray, counted: np.ndarray) -> dict:
     hits = iou > MATCH_IOU
     true = int(hits.sum())
     false = int((counted & ~hits.any(1)).sum())
-    missed = iou.shape[1] - true
-    total = float(iou[hits].sum())
-    denominator = true + 0.5 * false + 0.5 * missed
+    return quality(float(iou[hits].sum()), true, false, iou.shape[1] - true)
+
+
+def quality(total: float, true: int, false: int, missed: int) -> dict:
+    """PQ, SQ, RQ, TP, FP, FN of `true` matches with a sum of IoU; all 0 where nothing counts."""
+    denominator = max(true + (false + missed) / 2, 0.5)
     return {
         "PQ": total / denominator,
         "SQ": total / max(true, 1),
