@@ -15,7 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unified_lift import __version__
-from unified_lift.config import DEVICES, MASKS_AUTO, METHODS, PRESETS, Settings
+from unified_lift.config import (
+    DEVICES,
+    MASKS_AUTO,
+    METHODS,
+    PRESETS,
+    PUBLIC_BENCHMARKS,
+    Settings,
+)
 from unified_lift.protocol import (
     CHECKPOINT_DIR,
     EXIT_CANCELLED,
@@ -115,15 +122,7 @@ def segment(arguments: argparse.Namespace) -> int:
     checkpoint, splat = (
         str(path.resolve()) if path else "" for path in (arguments.sam_checkpoint, arguments.splat)
     )
-    settings = Settings(
-        masks=masks,
-        sam_checkpoint=checkpoint,
-        method=arguments.method,
-        preset=arguments.preset,
-        device=arguments.device,
-        seed=arguments.seed,
-        splat=splat,
-    )
+    settings = chosen_settings(arguments, masks=masks, sam_checkpoint=checkpoint, splat=splat)
     request = JobRequest(str(arguments.capture.resolve()), settings)
     if not arguments.capture.exists():  # a slip of the pen shall not use up the job folder
         raise JobError(f"There is no folder {request.capture}. Choose the folder of a capture.")
@@ -193,13 +192,8 @@ def public(arguments: argparse.Namespace) -> int:
         job, ids = folder / "job", folder / "views"
         if not (job / SCENE_FILE).exists():
             capture, masks = write_public(scene, folder / "capture")
-            settings = Settings(
-                masks=str(masks) if masks and not arguments.auto else MASKS_AUTO,
-                method=arguments.method,
-                preset=arguments.preset,
-                device=arguments.device,
-                seed=arguments.seed,
-            )
+            given = str(masks) if masks and not arguments.auto else MASKS_AUTO
+            settings = chosen_settings(arguments, masks=given)
             if not (job / REQUEST_FILE).exists():
                 write_job(job, JobRequest(str(capture), settings))
             if code := run_job(job, print_event):
@@ -217,6 +211,12 @@ class PrintReport(SilentReport):
     def stage(self, name: str, label: str) -> None:
         """Show."""
         log.info("%s", label)
+
+
+def chosen_settings(arguments: argparse.Namespace, **others: str) -> Settings:
+    """The settings of `add_common`, and others."""
+    common = {name: getattr(arguments, name) for name in ("method", "preset", "device", "seed")}
+    return Settings(**common, **others)
 
 
 def add_common(command: argparse.ArgumentParser) -> None:
@@ -266,7 +266,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(function=benchmark)
 
     command = commands.add_parser("public", help="a public benchmark, by its own protocol")
-    command.add_argument("kind", choices=["lerf-mask", "replica", "messy-rooms"])
+    command.add_argument("kind", choices=PUBLIC_BENCHMARKS)
     command.add_argument("root", type=Path, help="one scene, or the folder of all")
     command.add_argument("--out", type=Path, required=True, help="folder of jobs and scores.json")
     command.add_argument("--auto", action="store_true", help="without the benchmark's own masks")

@@ -9,6 +9,7 @@ MASKS_AUTO, MASKS_SAM = "auto", "sam"  # any other value of Settings.masks is a 
 JOINT = "unified-lift-joint"
 METHODS = ("default", "votes", "unified-lift", JOINT)
 DEVICES = ("auto", "cpu", "cuda")
+PUBLIC_BENCHMARKS = LERF_MASK, REPLICA, MESSY_ROOMS = "lerf-mask", "replica", "messy-rooms"
 
 
 @dataclass(frozen=True)

@@ -331,7 +331,7 @@ def _split(
 
     scene = (lifting.weights, lifting.label_maps)
     if settings.method == "default":
-        learning = (incidence, tracks, config, settings.seed, report, show)
+        learning = (incidence, tracks, object_ids, config, settings.seed, report, show)
         object_ids, features, codebook = learn_objects(*scene, *learning)
     elif settings.method != "votes":
         training = (incidence.num_gaussians, PublishedConfig(), settings.seed, report)

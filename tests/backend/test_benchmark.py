@@ -13,7 +13,8 @@ from PIL import Image
 
 from unified_lift.__main__ import main
 from unified_lift.benchmark import suites
-from unified_lift.benchmark.methods import ABLATION, ALL_METHODS, METHODS, Frozen
+from unified_lift.benchmark.frozen import Frozen
+from unified_lift.benchmark.methods import ABLATION, ALL_METHODS, METHODS
 from unified_lift.benchmark.pictures import like_truth
 from unified_lift.benchmark.report import write_report
 from unified_lift.benchmark.run import Meter, Plan, run_benchmark

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from unified_lift.benchmark import rivals
+from unified_lift.benchmark.frozen import Frozen
 from unified_lift.benchmark.rivals import (
     assignment_loss,
     cluster,
     pair_loss,
     slow_fast_loss,
 )
-from unified_lift.config import Budget, RivalConfig
+from unified_lift.config import Budget, LiftConfig, RivalConfig
 from unified_lift.protocol import JobError, SilentReport
 from unified_lift.rendering.weights import BlendWeights
 
@@ -122,8 +123,8 @@ def made_up_views(seed=0):
 def run(method, label_maps=None, steps=300, seed=0, config=CONFIG):
     _, views, maps = made_up_views()
     budget = Budget(steps=steps, pixels=200)
-    report = SilentReport()
-    return getattr(rivals, method)(views, label_maps or maps, NUM, budget, seed, report, config)
+    frozen = Frozen(views, label_maps or maps, LiftConfig())
+    return getattr(rivals, method)(frozen, budget, seed, SilentReport(), config).object_ids
 
 
 # ---- clustering

@@ -27,11 +27,9 @@ from unified_lift.capture.views import (
     intrinsics,
     upright_rotation,
 )
-from unified_lift.config import CaptureConfig
+from unified_lift.config import LERF_MASK, MESSY_ROOMS, REPLICA, CaptureConfig
 from unified_lift.metrics import read_labels
 from unified_lift.protocol import JobError, read_json
-
-LERF_MASK, REPLICA, MESSY_ROOMS = "lerf-mask", "replica", "messy-rooms"
 
 # Panoptic Lifting's 21 classes (ScanNet, reduced); the others, 0 = void among them, are stuff.
 REPLICA_CLASSES = range(22)

@@ -4,70 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from dataclasses import asdict
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from unified_lift.benchmark import rivals
-from unified_lift.config import Budget, FeatureConfig, LiftConfig, PublishedConfig
+from unified_lift.benchmark.frozen import Frozen, Outcome
+from unified_lift.config import Budget, FeatureConfig, PublishedConfig
 from unified_lift.lift import published as lift_published
 from unified_lift.lift.choice import take_better
 from unified_lift.lift.compaction import compact
 from unified_lift.lift.default import learn_objects
 from unified_lift.lift.features import count_codes, nearest_codes, train_features
-from unified_lift.lift.incidence import Incidence, mask_incidence
 from unified_lift.lift.published import train_published
-from unified_lift.lift.votes import split_by_votes
 from unified_lift.protocol import Report
-from unified_lift.rendering.weights import BlendWeights
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """What a method is given: N frozen Gaussians as V training views see them, and their masks.
-
-    Attributes:
-        weights: blend weights of each view.
-        label_maps: (H, W) int each, 0 = unlabelled, ids local to the view; None = no masks.
-        lift: thresholds for this kind of masks.
-    """
-
-    weights: list[BlendWeights]
-    label_maps: list[np.ndarray | None]
-    lift: LiftConfig
-
-    @property
-    def num_gaussians(self) -> int:
-        """N."""
-        return self.weights[0].num_gaussians
-
-    @cached_property
-    def incidence(self) -> Incidence:
-        """Of the masks."""
-        return mask_incidence(self.weights, self.label_maps)
-
-    @cached_property
-    def tracks(self) -> np.ndarray:
-        """Of the mask graph, (N,)."""
-        return split_by_votes(self.incidence, self.lift)
-
-    @property
-    def scene(self) -> tuple[list[BlendWeights], list[np.ndarray | None], int]:
-        """The head of what training functions take."""
-        return self.weights, self.label_maps, self.num_gaussians
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a method gives: object_ids (N,) from 0, -1 = none, and what it learned, if anything."""
-
-    object_ids: np.ndarray
-    features: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    codebook: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-
 
 Method = Callable[[Frozen, Budget, int, Report], Outcome]
 
@@ -91,7 +44,7 @@ def oracle(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome
 
 def votes(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
     """Ours without training: mask graph, votes, compaction."""
-    return Outcome(compact(frozen.incidence, frozen.tracks, frozen.lift))
+    return Outcome(frozen.by_votes)
 
 
 # ---- ours, whole and in parts
@@ -99,8 +52,9 @@ def votes(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
 
 def default(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
     """Ours: features and codebook with codes to spare, compaction, the better of it and votes."""
-    scene = (frozen.weights, frozen.label_maps, frozen.incidence, frozen.tracks, frozen.lift)
-    return _learned(*learn_objects(*scene, seed, report))
+    scene = (frozen.weights, frozen.label_maps, frozen.incidence)
+    split = (frozen.tracks, frozen.by_votes, frozen.lift)
+    return _learned(*learn_objects(*scene, *split, seed, report))
 
 
 def our_losses(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
@@ -137,18 +91,11 @@ def with_compaction(frozen: Frozen, budget: Budget, seed: int, report: Report) -
 def with_choice(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
     """Published, taken where masks support it better than votes."""
     outcome = published(frozen, budget, seed, report)
-    by_votes = votes(frozen, budget, seed, report).object_ids
-    return Outcome(take_better(frozen.incidence, by_votes, outcome.object_ids, frozen.lift))
+    split = (frozen.by_votes, outcome.object_ids)
+    return Outcome(take_better(frozen.incidence, *split, frozen.lift))
 
 
-# ---- the rivals
-
-
-def rival(
-    train: Callable[..., np.ndarray], frozen: Frozen, budget: Budget, seed: int, report: Report
-) -> Outcome:
-    """A method of `rivals`."""
-    return Outcome(train(*frozen.scene, budget, seed, report))
+# ---- the rows
 
 
 class Row(NamedTuple):
@@ -159,8 +106,8 @@ class Row(NamedTuple):
     source: object = None
 
 
-def _rival_row(train: Callable[..., np.ndarray], about: str) -> Row:
-    return Row(partial(rival, train), about, train)
+def _rival_row(method: Method, about: str) -> Row:
+    return Row(method, about, method)
 
 
 ORACLE = "oracle"
@@ -182,7 +129,7 @@ METHODS = {
 }
 # Rows that add one component each, then rows that add one part of ours to the published method.
 ABLATION = {
-    "contrast": Row(partial(rival, rivals.omniseg3d), "the contrastive loss alone, clustered"),
+    "contrast": Row(rivals.omniseg3d, "the contrastive loss alone, clustered"),
     "contrast+codebook": Row(
         partial(published, area_aware=False, concentration="", filter=False),
         "codes instead of clusters",

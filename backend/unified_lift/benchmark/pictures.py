@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from unified_lift.benchmark.methods import PUBLISHED, Outcome
+from unified_lift.benchmark.frozen import Outcome
+from unified_lift.benchmark.methods import PUBLISHED
 from unified_lift.benchmark.scores import predict
 from unified_lift.benchmark.suites import Suite
 from unified_lift.config import PublishedConfig

@@ -25,7 +25,6 @@ from unified_lift.capture.images import UNREADABLE, resize_labels
 from unified_lift.metrics import count, read_labels, score, total
 from unified_lift.protocol import JobError, write_json
 
-KINDS = tuple(READERS)
 PQ_SIZE = 512  # both sides, before PQ^scene is taken (Panoptic Lifting's code)
 PROMPT_LEVEL = 128  # a prompt's mask is what is brighter (Gaussian Grouping's code)
 _OPENCV_TO_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -51,7 +50,7 @@ def read_public(kind: str, scene_dir: Path) -> PublicScene:
     """Read one scene of a public benchmark.
 
     Args:
-        kind: one of `KINDS`.
+        kind: one of `PUBLIC_BENCHMARKS`.
         scene_dir: the scene's folder, in the benchmark's own layout.
 
     Raises:

@@ -18,6 +18,7 @@ from sklearn.cluster import HDBSCAN
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from unified_lift.benchmark.frozen import Frozen, Outcome
 from unified_lift.config import Budget, PublishedConfig, RivalConfig
 from unified_lift.lift.association import associate
 from unified_lift.lift.losses import sum_masks
@@ -29,58 +30,46 @@ SETTINGS = RivalConfig()
 
 
 def panoptic_lifting(
-    weights: list[BlendWeights],
-    label_maps: list[np.ndarray | None],
-    num_gaussians: int,
-    budget: Budget,
-    seed: int,
-    report: Report,
-    config: RivalConfig = SETTINGS,
-) -> np.ndarray:
+    frozen: Frozen, budget: Budget, seed: int, report: Report, config: RivalConfig = SETTINGS
+) -> Outcome:
     """Panoptic Lifting (Siddiqui 2023): scores of surrogate ids, matched to the masks of each view.
 
     Its number of ids is set by hand; here it follows the masks. Its semantic and segment losses
     need classes and are left out.
 
     Args:
-        weights: one for each training view.
-        label_maps: (H, W) int each, 0 = unlabelled, ids local to the view; None = no masks.
-        num_gaussians: N.
+        frozen: N Gaussians and their masks.
         budget: steps and pixels.
         seed: makes the run repeatable.
         report: told of each step and its loss.
         config: settings.
 
     Returns:
-        (N,) int64 object of each Gaussian from 0, with gaps.
+        object_ids (N,) int64 from 0, with gaps.
 
     Raises:
         JobError: no view has a mask.
     """
     generator = torch.Generator().manual_seed(seed)
-    most = max((len(np.unique(labels)) for labels in label_maps if labels is not None), default=1)
+    most = max(
+        (len(np.unique(labels)) for labels in frozen.label_maps if labels is not None), default=1
+    )
     num_ids = math.ceil(config.ids_per_mask * most)
-    logits = _random(num_gaussians, num_ids, config.start_scale, generator)
+    logits = _random(frozen.num_gaussians, num_ids, config.start_scale, generator)
 
     def loss(view: int, pixels: Tensor, mask_ids: Tensor) -> Tensor:
         pixels, masks = _labelled(pixels, mask_ids)
-        return assignment_loss(weights[view].blend(logits, pixels), masks)
+        return assignment_loss(frozen.weights[view].blend(logits, pixels), masks)
 
     optimizer = torch.optim.Adam([logits], lr=config.assignment_rate, fused=True)
-    descend(optimizer, loss, label_maps, budget, generator, report)
+    descend(optimizer, loss, frozen.label_maps, budget, generator, report)
     check_finite(logits)
-    return logits.detach().argmax(1).numpy()
+    return Outcome(logits.detach().argmax(1).numpy())
 
 
 def contrastive_lift(
-    weights: list[BlendWeights],
-    label_maps: list[np.ndarray | None],
-    num_gaussians: int,
-    budget: Budget,
-    seed: int,
-    report: Report,
-    config: RivalConfig = SETTINGS,
-) -> np.ndarray:
+    frozen: Frozen, budget: Budget, seed: int, report: Report, config: RivalConfig = SETTINGS
+) -> Outcome:
     """Contrastive Lift (Bhalgat 2023): fast features against their slow running mean, clustered.
 
     Losses as in its code, whose features are smooth in space; those of single Gaussians are not.
@@ -88,30 +77,25 @@ def contrastive_lift(
     Args, returns and errors are those of `panoptic_lifting`.
     """
     generator = torch.Generator().manual_seed(seed)
-    fast = _random(num_gaussians, config.slow_fast_dim, config.start_scale, generator)
+    fast = _random(frozen.num_gaussians, config.slow_fast_dim, config.start_scale, generator)
     slow = fast.detach().clone()
 
     def loss(view: int, pixels: Tensor, mask_ids: Tensor) -> Tensor:
         slow.lerp_(fast.detach(), 1 - config.slow_momentum)
         pixels, masks = _for_pairs(*_labelled(pixels, mask_ids), config)
-        mine = weights[view].blend(fast, pixels[::2])
-        other = weights[view].blend(slow, pixels[1::2])
+        mine = frozen.weights[view].blend(fast, pixels[::2])
+        other = frozen.weights[view].blend(slow, pixels[1::2])
         return slow_fast_loss(mine, masks[::2], other, masks[1::2])
 
     optimizer = torch.optim.Adam([fast], lr=config.slow_fast_rate, fused=True)
-    descend(optimizer, loss, label_maps, budget, generator, report)
-    return cluster(fast.detach(), weights, label_maps, config, seed, directions=False)
+    descend(optimizer, loss, frozen.label_maps, budget, generator, report)
+    masks = (frozen.weights, frozen.label_maps)
+    return Outcome(cluster(fast.detach(), *masks, config, seed, directions=False))
 
 
 def saga(
-    weights: list[BlendWeights],
-    label_maps: list[np.ndarray | None],
-    num_gaussians: int,
-    budget: Budget,
-    seed: int,
-    report: Report,
-    config: RivalConfig = SETTINGS,
-) -> np.ndarray:
+    frozen: Frozen, budget: Budget, seed: int, report: Report, config: RivalConfig = SETTINGS
+) -> Outcome:
     """SAGA-style (Cen 2023): cosines of pixel pairs follow whether one mask holds both, clustered.
 
     Flat masks have one scale, so the gate by scale is left out; so is smoothing over neighbours.
@@ -119,27 +103,22 @@ def saga(
     Args, returns and errors are those of `panoptic_lifting`.
     """
     generator = torch.Generator().manual_seed(seed)
-    features = _random(num_gaussians, config.pair_dim, 1.0, generator)
+    features = _random(frozen.num_gaussians, config.pair_dim, 1.0, generator)
 
     def loss(view: int, pixels: Tensor, mask_ids: Tensor) -> Tensor:
         pixels, masks = _for_pairs(*_labelled(pixels, mask_ids), config)
-        rendered = weights[view].blend(normalize(features, dim=1), pixels)
+        rendered = frozen.weights[view].blend(normalize(features, dim=1), pixels)
         return pair_loss(rendered, masks, config.pair_norm_weight)
 
     optimizer = torch.optim.Adam([features], lr=config.pair_rate, fused=True)
-    descend(optimizer, loss, label_maps, budget, generator, report)
-    return cluster(normalize(features.detach(), dim=1), weights, label_maps, config, seed)
+    descend(optimizer, loss, frozen.label_maps, budget, generator, report)
+    masks = (frozen.weights, frozen.label_maps)
+    return Outcome(cluster(normalize(features.detach(), dim=1), *masks, config, seed))
 
 
 def omniseg3d(
-    weights: list[BlendWeights],
-    label_maps: list[np.ndarray | None],
-    num_gaussians: int,
-    budget: Budget,
-    seed: int,
-    report: Report,
-    config: RivalConfig = SETTINGS,
-) -> np.ndarray:
+    frozen: Frozen, budget: Budget, seed: int, report: Report, config: RivalConfig = SETTINGS
+) -> Outcome:
     """OmniSeg3D-style (Ying 2024): contrast of pixels with the means of masks, clustered.
 
     Its hierarchy comes from overlapping masks. Flat label maps have one level, and there its loss
@@ -148,8 +127,8 @@ def omniseg3d(
     Args, returns and errors are those of `panoptic_lifting`.
     """
     contrast = PublishedConfig(budget.steps, budget.pixels, codebook=False)
-    features = train_published(weights, label_maps, num_gaussians, contrast, seed, report).features
-    return cluster(features, weights, label_maps, config, seed)
+    features = train_published(*frozen.scene, contrast, seed, report).features
+    return Outcome(cluster(features, frozen.weights, frozen.label_maps, config, seed))
 
 
 # ---- losses of S sampled pixels of one view; `masks` (S,) int64

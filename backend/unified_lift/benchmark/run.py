@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from unified_lift import __version__
-from unified_lift.benchmark.methods import ALL_METHODS, ORACLE, Frozen, Outcome
+from unified_lift.benchmark.frozen import Frozen, Outcome
+from unified_lift.benchmark.methods import ALL_METHODS, ORACLE
 from unified_lift.benchmark.pictures import draw_level
 from unified_lift.benchmark.scores import score_split
 from unified_lift.benchmark.suites import TRUE_MASKS, Suite, load_suite, suite_masks
@@ -125,10 +126,11 @@ def _run_level(
     report: Report,
 ) -> None:
     lift = AUTO_LIFT if cells[0][0].masks == MASKS_AUTO else LiftConfig()
-    frozen = Frozen(suite.weights, label_maps, lift)
     for cell, path in cells:
         if _is_done(path, key):
             continue
+        # A new one for each cell: what one method derives, another shall not get for nothing.
+        frozen = Frozen(suite.weights, label_maps, lift)
         report.stage("method", cell.name)
         losses = LossCurve(report)
         with Meter() as meter:

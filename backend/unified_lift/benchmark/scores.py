@@ -7,7 +7,7 @@ import numpy as np
 
 from unified_lift.benchmark.suites import GT_DIR, Suite
 from unified_lift.lift.labels import label_map
-from unified_lift.metrics import extraction_iou, gaussian_accuracy, match, psnr, score, ssim
+from unified_lift.metrics import extraction_iou, gaussian_accuracy, match, score
 
 SURFACE_FILE = "surface.npz"
 
@@ -47,7 +47,7 @@ def score_split(suite: Suite, object_ids: np.ndarray) -> dict:
             truth = (surface["xyz"], surface["label"], suite.things)
         means = suite.gaussians["means"].cpu().numpy()
         scores["gaussians"] = gaussian_accuracy(means, object_ids + 1, *truth)
-    return {**scores, "scene": describe_suite(suite)}
+    return {**scores, "scene": suite.description}
 
 
 def _extraction(suite: Suite, object_ids: np.ndarray, predictions: list[np.ndarray]) -> dict:
@@ -64,16 +64,3 @@ def _extraction(suite: Suite, object_ids: np.ndarray, predictions: list[np.ndarr
         ious.append(found.iou)
         left_out.append(found.left_out)
     return {"iou": float(np.mean(ious)), "left_out": float(np.mean(left_out or [0.0]))}
-
-
-def describe_suite(suite: Suite) -> dict:
-    """Numbers of a suite's objects, views and splats, and how its test views render."""
-    pairs = list(zip(suite.test_images, suite.test_photos, strict=True))
-    return {
-        "things": len(suite.things),
-        "train_views": len(suite.weights),
-        "test_views": len(suite.test_views),
-        "splats": len(suite.gaussians["means"]),
-        "psnr": float(np.mean([psnr(*pair) for pair in pairs])),
-        "ssim": float(np.mean([ssim(*pair) for pair in pairs])),
-    }

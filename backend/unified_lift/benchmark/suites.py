@@ -17,7 +17,7 @@ from unified_lift.gaussians import GEOMETRY, Gaussians, from_splats, to_splats
 from unified_lift.geometry import train
 from unified_lift.masks.folder import folder_label_maps
 from unified_lift.masks.surfaces import surface_label_maps
-from unified_lift.metrics import read_meta, read_truth
+from unified_lift.metrics import psnr, read_meta, read_truth, ssim
 from unified_lift.ply import read_ply, write_ply
 from unified_lift.preparation import Photos, lift_size, read_photos, to_camera
 from unified_lift.protocol import JobError, Report
@@ -90,6 +90,19 @@ class Suite:
         """(H, W) float32 0..1 of each test view."""
         return [render.alphas.cpu().numpy() for render in self._test_renders]
 
+    @cached_property
+    def description(self) -> dict:
+        """Numbers of objects, views and splats, and how the test views render."""
+        pairs = list(zip(self.test_images, self.test_photos, strict=True))
+        return {
+            "things": len(self.things),
+            "train_views": len(self.weights),
+            "test_views": len(self.test_views),
+            "splats": len(self.gaussians["means"]),
+            "psnr": float(np.mean([psnr(*pair) for pair in pairs])),
+            "ssim": float(np.mean([ssim(*pair) for pair in pairs])),
+        }
+
     def blend_weights(self, view: View) -> BlendWeights:
         """Blend weights of any view."""
         geometry = (self.gaussians[name] for name in GEOMETRY)
@@ -152,7 +165,7 @@ def load_suite(
     geometry = [gaussians[name] for name in GEOMETRY]
     weights = [engine.blend_weights(*geometry, camera) for camera in photos.cameras]
     things, stuff = read_meta(capture_dir / GT_DIR)
-    views = [view for view in capture.test_views]
+    views = list(capture.test_views)
     truths = [_read_truth(capture_dir, view) for view in views]
     if not any(np.isin(truth, things).any() for truth in truths):
         raise JobError(f"{capture_dir / GT_DIR} shows none of its things in the test views.")

@@ -22,6 +22,7 @@ def learn_objects(
     label_maps: list[np.ndarray | None],
     incidence: Incidence,
     tracks: np.ndarray,
+    by_votes: np.ndarray,
     config: LiftConfig,
     seed: int,
     report: Report,
@@ -34,6 +35,7 @@ def learn_objects(
         label_maps: (H, W) int each, 0 = unlabelled, ids local to the view; None = no masks.
         incidence: of these two; N Gaussians.
         tracks: (N,) int, of `split_by_votes`.
+        by_votes: (N,) int, these compacted.
         config: thresholds.
         seed: makes the run repeatable.
         report: told of each step.
@@ -46,5 +48,4 @@ def learn_objects(
     scene = (weights, label_maps, incidence.num_gaussians)
     learned = train_features(*scene, num_codes, FEATURES, seed, report, show)
     by_codes = compact(incidence, nearest_codes(*learned), config)
-    by_votes = compact(incidence, tracks, config)
     return take_better(incidence, by_votes, by_codes, config), *learned

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the methods of the benchmark are given, and what they give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from unified_lift.config import LiftConfig
+from unified_lift.lift.compaction import compact
+from unified_lift.lift.incidence import Incidence, mask_incidence
+from unified_lift.lift.votes import split_by_votes
+from unified_lift.rendering.weights import BlendWeights
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What a method is given: N frozen Gaussians as V training views see them, and their masks.
+
+    Attributes:
+        weights: blend weights of each view.
+        label_maps: (H, W) int each, 0 = unlabelled, ids local to the view; None = no masks.
+        lift: thresholds for this kind of masks.
+    """
+
+    weights: list[BlendWeights]
+    label_maps: list[np.ndarray | None]
+    lift: LiftConfig
+
+    @property
+    def num_gaussians(self) -> int:
+        """N."""
+        return self.weights[0].num_gaussians
+
+    @cached_property
+    def incidence(self) -> Incidence:
+        """Of the masks."""
+        return mask_incidence(self.weights, self.label_maps)
+
+    @cached_property
+    def tracks(self) -> np.ndarray:
+        """Of the mask graph, (N,)."""
+        return split_by_votes(self.incidence, self.lift)
+
+    @cached_property
+    def by_votes(self) -> np.ndarray:
+        """Objects of the tracks, compacted, (N,)."""
+        return compact(self.incidence, self.tracks, self.lift)
+
+    @property
+    def scene(self) -> tuple[list[BlendWeights], list[np.ndarray | None], int]:
+        """The head of what training functions take."""
+        return self.weights, self.label_maps, self.num_gaussians
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method gives: object_ids (N,) from 0, -1 = none, and what it learned, if anything."""
+
+    object_ids: np.ndarray
+    features: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    codebook: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
