@@ -135,9 +135,9 @@ def segment(arguments: argparse.Namespace) -> int:
 
 def render(arguments: argparse.Namespace) -> int:
     """Render a finished job's views."""
-    from unified_lift import pipeline
+    from unified_lift.views import render_views
 
-    count = pipeline.render_views(
+    count = render_views(
         arguments.job, arguments.out, arguments.split, arguments.object, arguments.device
     )
     log.info("%d views in %s", count, arguments.out)
@@ -181,8 +181,8 @@ def benchmark(arguments: argparse.Namespace) -> int:
 
 def public(arguments: argparse.Namespace) -> int:
     """Run a public benchmark on the user's copy, and write its scores scene by scene."""
-    from unified_lift import pipeline
     from unified_lift.benchmark.public import find_scenes, read_public, score_public, write_public
+    from unified_lift.views import render_views
 
     scores = {}
     for scene_dir in find_scenes(arguments.kind, arguments.root):
@@ -198,7 +198,7 @@ def public(arguments: argparse.Namespace) -> int:
                 write_job(job, JobRequest(str(capture), settings))
             if code := run_job(job, print_event):
                 return code
-        pipeline.render_views(job, ids, "all", [], arguments.device)
+        render_views(job, ids, "all", [], arguments.device)
         scores[scene_dir.name] = score_public(scene, ids / "ids")
         write_json(arguments.out / "scores.json", scores)
     sys.stdout.write(json.dumps(scores, indent=1) + "\n")

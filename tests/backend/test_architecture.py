@@ -16,7 +16,7 @@ READERS = {"__init__", "views", "transforms", "colmap", "cameras", "points", "im
 FLOORS = [
     {"__main__"},
     {"benchmark"},
-    {"pipeline"},
+    {"pipeline", "views"},
     {"previews"},
     {"preparation"},
     {"masks", "lift", "geometry"},

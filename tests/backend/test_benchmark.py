@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scenes import SAMPLE, write_capture
 
 from unified_lift.__main__ import main
 from unified_lift.benchmark import suites
@@ -24,7 +25,6 @@ from unified_lift.config import PRESETS, Budget, LiftConfig
 from unified_lift.protocol import Cancelled, JobError, SilentReport
 from unified_lift.rendering import load_engine
 
-SAMPLE = Path(__file__).parents[1] / "data" / "messy8"
 BUDGET = Budget(steps=4, pixels=512)
 NUM_TRAIN, NUM_TEST, SCALE = 16, 3, 2
 
@@ -33,23 +33,7 @@ NUM_TRAIN, NUM_TEST, SCALE = 16, 3, 2
 def capture(tmp_path_factory):
     """Some photos of the sample at half their size, with masks and ground truth."""
     folder = tmp_path_factory.mktemp("suite") / "little8"
-    transforms = json.loads((SAMPLE / "transforms.json").read_text())
-    for key in ("fl_x", "fl_y", "cx", "cy", "w", "h"):
-        transforms[key] /= SCALE
-    transforms["w"], transforms["h"] = int(transforms["w"]), int(transforms["h"])
-    split = {s: [f for f in transforms["frames"] if f["split"] == s] for s in ("train", "test")}
-    frames = split["train"][:: 48 // NUM_TRAIN][:NUM_TRAIN] + split["test"][:NUM_TEST]
-    for name in (Path(frame["file_path"]) for frame in frames):
-        png = f"{name.stem}.png"
-        for source in (name, Path("masks/paper") / png, Path("gt/ids") / png):
-            if (SAMPLE / source).exists():
-                (folder / source).parent.mkdir(parents=True, exist_ok=True)
-                how = Image.Resampling.NEAREST if source != name else Image.Resampling.BOX
-                image = Image.open(SAMPLE / source)
-                image.resize((transforms["w"], transforms["h"]), how).save(folder / source)
-    for key in ("train_filenames", "test_filenames"):
-        transforms.pop(key, None)
-    (folder / "transforms.json").write_text(json.dumps({**transforms, "frames": frames}))
+    write_capture(folder, NUM_TRAIN, NUM_TEST, SCALE, labels=("masks/paper", "gt/ids"))
     shutil.copytree(SAMPLE / "sparse", folder / "sparse")
     (folder / "gt" / "meta.json").write_text((SAMPLE / "gt" / "meta.json").read_text())
     return folder

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scenes import SAMPLE, write_capture
 
-from unified_lift import pipeline
+from unified_lift import pipeline, views
 from unified_lift.config import PublishedConfig, Settings
 from unified_lift.ply import read_ply, write_ply
 from unified_lift.protocol import (
@@ -28,7 +29,6 @@ from unified_lift.protocol import (
     write_job,
 )
 
-SAMPLE = Path(__file__).parents[1] / "data" / "messy8"
 LIMIT = 600  # seconds for one command
 
 
@@ -45,34 +45,6 @@ def wait_for(condition, seconds=120):
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.05)
-
-
-def write_capture(folder, num_train=8, num_test=0, scale=4, masks=True):
-    """A small version of the sample: some of its photos, at a fraction of their size."""
-    transforms = json.loads((SAMPLE / "transforms.json").read_text())
-    frames = {
-        split: [f for f in transforms["frames"] if f["split"] == split]
-        for split in ("train", "test")
-    }
-    chosen = frames["train"][:: 48 // num_train][:num_train] + frames["test"][:num_test]
-    for key in ("fl_x", "fl_y", "cx", "cy", "w", "h"):
-        transforms[key] = transforms[key] / scale
-    transforms["w"], transforms["h"] = int(transforms["w"]), int(transforms["h"])
-    for frame in chosen:
-        name = Path(frame["file_path"])
-        for source in [name] + [Path("masks/paper") / f"{name.stem}.png"] * masks:
-            if not (SAMPLE / source).exists():
-                continue
-            (folder / source).parent.mkdir(parents=True, exist_ok=True)
-            image = Image.open(SAMPLE / source)
-            how = Image.Resampling.NEAREST if source.suffix == ".png" else Image.Resampling.BOX
-            image.resize((transforms["w"], transforms["h"]), how).save(folder / source)
-        if not num_test:
-            del frame["split"]
-    for key in ("train_filenames", "test_filenames"):
-        transforms.pop(key, None)
-    (folder / "transforms.json").write_text(json.dumps({**transforms, "frames": chosen}))
-    return folder
 
 
 @pytest.fixture
@@ -200,9 +172,9 @@ def test_the_published_method_splits_a_scene(sample_job, small, tmp_path, monkey
 
 
 def test_large_label_maps_are_rendered_object_by_object(sample_job, tmp_path, monkeypatch):
-    pipeline.render_views(sample_job, tmp_path / "whole", "test", [], "cpu")
-    monkeypatch.setattr(pipeline, "CONFIG", replace(pipeline.CONFIG, max_lift_pixels=9))
-    pipeline.render_views(sample_job, tmp_path / "parts", "test", [], "cpu")
+    views.render_views(sample_job, tmp_path / "whole", "test", [], "cpu")
+    monkeypatch.setattr(views, "CONFIG", replace(views.CONFIG, max_lift_pixels=9))
+    views.render_views(sample_job, tmp_path / "parts", "test", [], "cpu")
     for path in (tmp_path / "whole" / "ids").iterdir():
         with (
             Image.open(path) as whole,

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scenes import made_up_views
 
 from unified_lift.config import PublishedConfig
 from unified_lift.lift.features import nearest_codes
@@ -25,7 +26,6 @@ from unified_lift.lift.published import (
     virtual_labels,
 )
 from unified_lift.protocol import Cancelled, JobError, SilentReport
-from unified_lift.rendering.weights import BlendWeights
 
 CONFIG = PublishedConfig(num_codes=6, dim=4)
 BARE = {"codebook": False, "area_aware": False, "concentration": "", "filter": False}
@@ -284,26 +284,8 @@ SHORT = PublishedConfig(
 )
 
 
-def made_up_views(seed=0):
-    """Six views of 60 Gaussians in three objects; a pixel blends three Gaussians of one object."""
-    rng = np.random.default_rng(seed)
-    objects = np.arange(NUM) % 3
-    views, label_maps = [], []
-    for _ in range(6):
-        shown = rng.integers(3, size=SIDE * SIDE)
-        ids = np.concatenate([rng.choice(np.flatnonzero(objects == k), 3) for k in shown])
-        weights = np.tile(np.array([0.5, 0.3, 0.15]) * 65535, SIDE * SIDE)
-        indptr = np.arange(0, 3 * SIDE * SIDE + 1, 3)
-        views.append(
-            BlendWeights(indptr, ids.astype(np.int32), weights.astype(np.uint16), SIDE, SIDE, NUM)
-        )
-        names = rng.permutation([5, 900, 70_000])  # ids do not agree between views
-        label_maps.append(names[shown].reshape(SIDE, SIDE))
-    return objects, views, label_maps
-
-
 def learn(label_maps=None, config=SHORT, seed=0, report=None):
-    _, views, maps = made_up_views()
+    _, views, maps = made_up_views(NUM, SIDE)
     return train_published(views, label_maps or maps, NUM, config, seed, report or SilentReport())
 
 
@@ -317,7 +299,7 @@ def same_partition(a, b):
 def test_codes_find_the_objects_although_ids_differ_by_view(concentration):
     learned = learn(config=replace(SHORT, concentration=concentration))
     ids = nearest_codes(learned.features, learned.codebook)
-    assert same_partition(ids, made_up_views()[0])
+    assert same_partition(ids, made_up_views(NUM, SIDE)[0])
 
 
 def test_a_seed_repeats_to_the_last_bit():
@@ -329,7 +311,7 @@ def test_a_seed_repeats_to_the_last_bit():
 
 
 def test_views_without_a_mask_are_passed_over():
-    _, _, label_maps = made_up_views()
+    _, _, label_maps = made_up_views(NUM, SIDE)
     label_maps[1], label_maps[2] = None, np.zeros_like(label_maps[2])
     assert torch.isfinite(learn(label_maps, replace(SHORT, steps=30)).features).all()
     only = [None] * 5 + label_maps[5:]
@@ -356,7 +338,7 @@ def test_cancelling_stops_the_training_and_gives_the_threads_back():
 
 
 def test_uncertainty_is_high_where_a_mask_covers_what_is_not_its_own():
-    objects, views, label_maps = made_up_views()
+    objects, views, label_maps = made_up_views(NUM, SIDE)
     learned = Learned(4 * torch.eye(3)[torch.from_numpy(objects)], torch.eye(3))
     labels = label_maps[0].copy()
     labels[0, 0] = next(i for i in np.unique(labels) if i != labels[0, 0])
@@ -369,7 +351,7 @@ def test_uncertainty_is_high_where_a_mask_covers_what_is_not_its_own():
 
 
 def test_similarity_is_the_softmax_over_codes():
-    objects, views, _ = made_up_views()
+    objects, views, _ = made_up_views(NUM, SIDE)
     learned = Learned(4 * torch.eye(3)[torch.from_numpy(objects)], torch.eye(3))
     each = np.stack([similarity_map(learned, views[0], code) for code in range(3)])
     assert each.shape == (3, SIDE, SIDE)
@@ -379,7 +361,7 @@ def test_similarity_is_the_softmax_over_codes():
 
 
 def test_the_feature_image_gives_objects_the_same_colour_in_all_views():
-    objects, views, _ = made_up_views()
+    objects, views, _ = made_up_views(NUM, SIDE)
     learned = Learned(4 * torch.eye(4)[torch.from_numpy(objects)], torch.eye(4))
     colors = {}
     for view in views[:2]:

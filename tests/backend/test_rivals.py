@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scenes import made_up_views
 
 from unified_lift.benchmark import rivals
 from unified_lift.benchmark.frozen import Frozen
@@ -18,7 +19,6 @@ from unified_lift.benchmark.rivals import (
 )
 from unified_lift.config import Budget, LiftConfig, RivalConfig
 from unified_lift.protocol import JobError, SilentReport
-from unified_lift.rendering.weights import BlendWeights
 
 METHODS = ["panoptic_lifting", "contrastive_lift", "saga", "omniseg3d"]
 
@@ -103,25 +103,8 @@ NUM, SIDE = 90, 16
 CONFIG = RivalConfig(cluster_pixels=600, min_cluster_size=60)
 
 
-def made_up_views(seed=0):
-    """Six views of 90 Gaussians in three objects; a pixel blends three Gaussians of one object."""
-    rng = np.random.default_rng(seed)
-    objects = np.arange(NUM) % 3
-    views, label_maps = [], []
-    for _ in range(6):
-        shown = rng.integers(3, size=SIDE * SIDE)
-        ids = np.concatenate([rng.choice(np.flatnonzero(objects == k), 3) for k in shown])
-        weights = np.tile(np.array([0.5, 0.3, 0.15]) * 65535, SIDE * SIDE)
-        indptr = np.arange(0, 3 * SIDE * SIDE + 1, 3)
-        entries = ids.astype(np.int32), weights.astype(np.uint16)
-        views.append(BlendWeights(indptr, *entries, SIDE, SIDE, NUM))
-        names = rng.permutation([5, 900, 70_000])  # ids do not agree between views
-        label_maps.append(names[shown].reshape(SIDE, SIDE))
-    return objects, views, label_maps
-
-
 def run(method, label_maps=None, steps=300, seed=0, config=CONFIG):
-    _, views, maps = made_up_views()
+    _, views, maps = made_up_views(NUM, SIDE)
     budget = Budget(steps=steps, pixels=200)
     frozen = Frozen(views, label_maps or maps, LiftConfig())
     return getattr(rivals, method)(frozen, budget, seed, SilentReport(), config).object_ids
@@ -142,7 +125,7 @@ def blobs(objects):
 
 @pytest.mark.parametrize("directions", [True, False])
 def test_clusters_of_pixels_become_objects_of_gaussians(directions):
-    objects, views, label_maps = made_up_views()
+    objects, views, label_maps = made_up_views(NUM, SIDE)
     features = blobs(objects)
     features[0] = torch.eye(4)[3]  # odd by itself, but its pixels look like their object
     ids = cluster(features, views, label_maps, CONFIG, directions=directions)
@@ -151,7 +134,7 @@ def test_clusters_of_pixels_become_objects_of_gaussians(directions):
 
 
 def test_a_gaussian_that_no_pixel_shows_has_no_object():
-    objects, views, label_maps = made_up_views()
+    objects, views, label_maps = made_up_views(NUM, SIDE)
     views = [replace(view, num_gaussians=NUM + 1) for view in views]
     ids = cluster(torch.cat([blobs(objects), torch.zeros(1, 4)]), views, label_maps, CONFIG)
     assert ids[NUM] == -1
@@ -159,7 +142,7 @@ def test_a_gaussian_that_no_pixel_shows_has_no_object():
 
 
 def test_without_two_clusters_all_is_one_object():
-    _, views, label_maps = made_up_views()
+    _, views, label_maps = made_up_views(NUM, SIDE)
     alike = torch.ones(NUM, 4)
     assert not cluster(alike, views, label_maps, CONFIG).any()
     few = replace(CONFIG, cluster_pixels=6)
@@ -167,7 +150,7 @@ def test_without_two_clusters_all_is_one_object():
 
 
 def test_features_that_are_not_numbers_are_refused():
-    objects, views, label_maps = made_up_views()
+    objects, views, label_maps = made_up_views(NUM, SIDE)
     features = blobs(objects)
     features[7, 1] = torch.nan
     with pytest.raises(JobError, match="not a finite number"):
@@ -182,7 +165,7 @@ def test_a_method_finds_the_objects_although_ids_differ_by_view(method):
     ids = run(method)
     assert ids.shape == (NUM,)
     assert ids.dtype == np.int64
-    assert same_partition(ids, made_up_views()[0])
+    assert same_partition(ids, made_up_views(NUM, SIDE)[0])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -192,7 +175,7 @@ def test_a_seed_repeats(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_gets_by_with_one_labelled_view_and_one_mask(method):
-    _, _, label_maps = made_up_views()
+    _, _, label_maps = made_up_views(NUM, SIDE)
     single = np.zeros_like(label_maps[1])
     single[0, 0] = 1  # most steps draw no pixel of it
     everything = np.ones_like(single)
@@ -204,11 +187,11 @@ def test_a_method_gets_by_with_one_labelled_view_and_one_mask(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_refuses_a_scene_without_masks(method):
-    _, _, label_maps = made_up_views()
+    _, _, label_maps = made_up_views(NUM, SIDE)
     with pytest.raises(JobError, match="No view has a mask"):
         run(method, [None, *[0 * label_maps[0]] * 5])
 
 
 def test_pairs_are_compared_on_fewer_pixels():
     ids = run("saga", config=replace(CONFIG, pair_pixels=64))
-    assert same_partition(ids, made_up_views()[0])
+    assert same_partition(ids, made_up_views(NUM, SIDE)[0])
