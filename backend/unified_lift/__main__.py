@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,8 @@ from unified_lift.protocol import (
 )
 
 log = logging.getLogger("unified_lift")
+
+PRINT_SECONDS = 5.0  # between two lines of progress
 
 
 def run_job(job_dir: Path, show: Callable[[dict], None] = lambda event: None) -> int:
@@ -206,11 +209,21 @@ def public(arguments: argparse.Namespace) -> int:
 
 
 class PrintReport(SilentReport):
-    """Shows the stages of a command that is no job."""
+    """Shows the stages and the progress of a command that is no job."""
+
+    def __init__(self) -> None:
+        self._shown = 0.0
 
     def stage(self, name: str, label: str) -> None:
         """Show."""
+        self._shown = time.monotonic()
         log.info("%s", label)
+
+    def progress(self, step: int, total: int, message: str = "") -> None:
+        """Show every few seconds."""
+        if time.monotonic() - self._shown >= PRINT_SECONDS:
+            self._shown = time.monotonic()
+            log.info("  %3.0f %%  %s", 100 * step / total, message)
 
 
 def chosen_settings(arguments: argparse.Namespace, **others: str) -> Settings:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The benchmark on a small version of the sample: all rows run, scores add up, runs go on."""
 
-import json
 import re
 import shutil
 from dataclasses import replace
@@ -20,7 +19,7 @@ from unified_lift.benchmark.pictures import like_truth
 from unified_lift.benchmark.report import write_report
 from unified_lift.benchmark.run import Meter, Plan, run_benchmark
 from unified_lift.benchmark.scores import score_split
-from unified_lift.benchmark.suites import load_suite, suite_masks
+from unified_lift.benchmark.suites import check_suite, load_suite, suite_masks
 from unified_lift.config import PRESETS, Budget, LiftConfig
 from unified_lift.protocol import Cancelled, JobError, SilentReport
 from unified_lift.rendering import load_engine
@@ -56,14 +55,43 @@ def short_training():
 
 @pytest.fixture(scope="module")
 def suite(capture, work_dir):
-    return load_suite(
-        capture, work_dir / "suites" / "little8-draft", "draft", load_engine("cpu"), SilentReport()
-    )
+    digest = check_suite(capture, ["paper"], SilentReport()).photos
+    cache_dir = work_dir / "suites" / "little8-draft"
+    return load_suite(capture, cache_dir, "draft", digest, load_engine("cpu"), SilentReport())
 
 
-def run(capture, work_dir, methods, masks=("paper",), seeds=(0,), report=None):
-    plan = Plan([capture], masks, methods, seeds, "draft")
+@pytest.fixture
+def copy(capture, suite, work_dir, tmp_path):
+    """A copy of the capture and of its splats, to change: (capture, folder of a run)."""
+    shutil.copytree(capture, tmp_path / capture.name)
+    shutil.copytree(work_dir / "suites", tmp_path / "work" / "suites")
+    return tmp_path / capture.name, tmp_path / "work"
+
+
+def run(captures, work_dir, methods, masks=("paper",), seeds=(0,), report=None):
+    plan = Plan(np.ravel(captures), masks, methods, seeds, "draft")
     return run_benchmark(plan, work_dir, BUDGET, load_engine("cpu"), report or SilentReport())
+
+
+class Watch(SilentReport):
+    """Keeps what a run tells."""
+
+    def __init__(self):
+        self.labels, self.warnings = [], []
+
+    def stage(self, name, label):
+        self.labels.append(label)
+
+    def warning(self, text):
+        self.warnings.append(text)
+
+
+def change_images(folder, change):
+    """Write all images of a folder anew."""
+    for path in folder.iterdir():
+        with Image.open(path) as image:
+            other = change(image)
+        other.save(path)
 
 
 # ---- methods
@@ -116,7 +144,7 @@ def test_a_report_tells_all_rows(capture, work_dir, tmp_path):
         assert row in text
     pictures = re.findall(r"\]\(([^)]+\.png)\)", text)
     assert {Path(p).stem for p in pictures} == {
-        "little8-paper_ids", "little8-paper_learned", "little8-paper-losses", "pq",
+        "little8-paper_ids", "little8-paper_training", "little8-paper_losses", "pq",
     }  # fmt: skip
     for picture in pictures:
         with Image.open(report.parent / picture) as image:
@@ -138,13 +166,67 @@ def test_a_run_goes_on_where_it_stopped(capture, work_dir):
     assert done.stat().st_mtime_ns == before
 
 
-def test_another_budget_runs_again(capture, work_dir):
+@pytest.mark.parametrize("part", ["photos", "masks", "truth"])
+def test_what_changed_runs_again_and_nothing_else(copy, part):
+    capture, work_dir = copy
     run(capture, work_dir, ["votes"])
-    path = work_dir / "cells" / "little8-paper-votes-0.json"
-    known = json.loads(path.read_text())
-    path.write_text(json.dumps({**known, "key": {}, "seconds": -1}))
+    folder = {"photos": "images", "masks": "masks/paper", "truth": "gt/ids"}[part]
+    change_images(capture / folder, lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    watch = Watch()
+    run(capture, work_dir, ["votes"], report=watch)
+    trained = "little8: training splats" in watch.labels
+    again = {"little8-gt-oracle-0 (1 of 2)", "little8-paper-votes-0 (2 of 2)"} & set(watch.labels)
+    assert trained == (part == "photos")
+    assert len(again) == (1 if part == "masks" else 2)
+    idle = Watch()
+    run(capture, work_dir, ["votes"], report=idle)
+    assert idle.labels == ["Checking photos, masks and ground truth"]
+
+
+def test_another_budget_runs_again(copy):
+    capture, work_dir = copy
+    run(capture, work_dir, ["saga"])
+    plan = Plan([capture], ["paper"], ["saga"], (0,), "draft")
+    other = Budget(steps=BUDGET.steps + 1, pixels=BUDGET.pixels)
+    cell = run_benchmark(plan, work_dir, other, load_engine("cpu"), SilentReport())[-1]
+    assert len(cell["losses"]) == other.steps
+
+
+@pytest.mark.parametrize(
+    ("damaged", "told"),
+    [
+        ("cells/little8-paper-votes-0.json", "Running this cell again."),
+        ("cells/little8-paper-votes-0.npz", ""),
+        ("suites/little8-draft/geometry.ply", "Training these splats again."),
+        ("suites/little8-draft/source.json", "Training these splats again."),
+        ("little8-paper_ids.png", ""),
+    ],
+)
+def test_what_a_crash_left_is_made_again(copy, damaged, told):
+    capture, work_dir = copy
+    first = run(capture, work_dir, ["votes"])
+    path = work_dir / damaged
+    path.write_bytes(path.read_bytes()[:20])
+    if damaged.startswith("suites"):
+        shutil.rmtree(work_dir / "cells")
+    if path.suffix == ".png":
+        path.unlink()
+    watch = Watch()
+    second = run(capture, work_dir, ["votes"], report=watch)
+    assert path.stat().st_size > 20
+    assert second[-1]["things"] == first[-1]["things"]
+    assert any(told in text for text in watch.warnings) or not told
+
+
+def test_a_report_repeats_the_warnings(copy):
+    capture, work_dir = copy
+    masks = sorted((capture / "masks" / "paper").iterdir())
+    masks[0].unlink()
     cells = run(capture, work_dir, ["votes"])
-    assert cells[-1]["seconds"] > 0
+    report = work_dir.with_suffix(".md")
+    write_report(report, cells, "the command", BUDGET, "cpu")
+    assert f"Warning: {cells[-1]['warnings'][0]}" in report.read_text()
+    assert masks[0].stem in cells[-1]["warnings"][0]
 
 
 def test_time_and_memory_are_measured():
@@ -171,35 +253,60 @@ def test_rows_and_masks_that_do_not_exist(capture, work_dir):
         run(capture, work_dir, ["votes"], masks=["severe"])
 
 
-def test_captures_of_one_name_are_not_mixed(capture, suite, work_dir, tmp_path):
-    other = tmp_path / capture.name
-    shutil.copytree(capture, other)
-    with pytest.raises(JobError, match="keeps the splats of"):
-        run(other, work_dir, ["votes"])
-    plan = Plan([capture, other], ["paper"], ["votes"], (0,), "draft")
+def test_captures_of_one_name_are_not_mixed(capture, copy):
     with pytest.raises(JobError, match="one name"):
-        run_benchmark(plan, work_dir, BUDGET, load_engine("cpu"), SilentReport())
+        run([capture, copy[0]], copy[1], ["votes"])
 
 
-def test_a_capture_without_ground_truth(tmp_path):
-    with pytest.raises(JobError, match="ground truth"):
-        load_suite(tmp_path, tmp_path / "work", "draft", load_engine("cpu"), SilentReport())
+def test_a_relative_path(copy, monkeypatch):
+    monkeypatch.chdir(copy[0])
+    assert run(Path(), copy[1], ["votes"])[0]["suite"] == "little8"
 
 
-def test_ground_truth_of_another_size_or_of_nothing(capture, work_dir, tmp_path):
-    geometry = work_dir / "suites" / "little8-draft" / "geometry.ply"
-    for change, words in (((50, 40), "50 x 40"), (None, "none of its things")):
-        folder = tmp_path / words.split()[0]
-        shutil.copytree(capture, folder)
-        cache_dir = tmp_path / "splats" / folder.name
-        cache_dir.mkdir(parents=True)
-        shutil.copy(geometry, cache_dir)
-        for path in (folder / "gt" / "ids").iterdir():
-            with Image.open(path) as image:
-                other = image.resize(change) if change else image.point(lambda _: 0)
-            other.save(path)
-        with pytest.raises(JobError, match=words):
-            load_suite(folder, cache_dir, "draft", load_engine("cpu"), SilentReport())
+def truth_of_another_size(capture):
+    change_images(capture / "gt" / "ids", lambda image: image.resize((50, 40)))
+
+
+def truth_of_nothing(capture):
+    change_images(capture / "gt" / "ids", lambda image: image.point(lambda _: 0))
+
+
+def no_truth_of_a_photo(capture):
+    min((capture / "gt" / "ids").iterdir()).unlink()
+
+
+def no_truth(capture):
+    shutil.rmtree(capture / "gt")
+
+
+def no_split(capture):
+    path = capture / "transforms.json"
+    path.write_text(path.read_text().replace('"test"', '"train"'))
+
+
+def masks_of_nothing(capture):
+    change_images(capture / "masks" / "paper", lambda image: image.point(lambda _: 0))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (truth_of_another_size, "50 x 40"),
+        (truth_of_nothing, "none of its things"),
+        (no_truth_of_a_photo, "gt"),
+        (no_truth, "ground truth"),
+        (no_split, "no test views"),
+        (masks_of_nothing, "0 everywhere"),
+    ],
+)
+def test_a_spoilt_suite_is_refused_before_any_work(capture, copy, spoil, words):
+    spoilt, _ = copy
+    second = spoilt.rename(spoilt.with_name("second8"))
+    spoil(second)
+    watch = Watch()
+    with pytest.raises(JobError, match=words):
+        run([capture, second], second.parent / "new", ["votes"], report=watch)
+    assert watch.labels == ["Checking photos, masks and ground truth"]
 
 
 def test_rows_are_named_in_both_tables():

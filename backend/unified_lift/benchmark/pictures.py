@@ -26,9 +26,17 @@ SHOWN_VIEWS = (0.25, 0.75)  # by their place among all
 SMOOTHING = 25  # steps of a running mean
 
 
-def level_name(suite: str, masks: str) -> str:
-    """Head of the names of a level's pictures."""
-    return f"{suite}-{masks}"
+def level_pictures(folder: Path, suite: str, masks: str) -> dict[str, Path]:
+    """The pictures of a level of masks: what each shows, and its file."""
+    return {
+        "label maps of test views": folder / f"{suite}-{masks}_ids.png",
+        "given masks and what was learned": folder / f"{suite}-{masks}_training.png",
+    }
+
+
+def has_pictures(folder: Path, suite: str, masks: str) -> bool:
+    """Whether all of them are there."""
+    return all(path.exists() for path in level_pictures(folder, suite, masks).values())
 
 
 def draw_level(
@@ -38,64 +46,83 @@ def draw_level(
     outcomes: dict[str, Outcome],
     folder: Path,
 ) -> None:
-    """Draw what all methods made of one level of masks, and what the published one learned.
+    """Draw what all methods made of one level of masks, the masks, and what was learned.
 
     Args:
         suite: the scene.
         masks: name of the level.
         label_maps: of the training photos.
         outcomes: of each method.
-        folder: gets NAME_ids.png and, with the published method, NAME_learned.png.
+        folder: gets the pictures that `level_pictures` names.
     """
-    last = len(suite.test_views) - 1
-    shown = sorted({round(share * last) for share in SHOWN_VIEWS})
+    ids_path, training_path = level_pictures(folder, suite.name, masks).values()
     columns = {"photo": suite.test_photos, "rendering": suite.test_images}
     columns["truth"] = like_truth(suite.truths, suite.truths)
     for name, outcome in outcomes.items():
         columns[name] = like_truth(predict(suite, outcome.object_ids), suite.truths)
-    rows = [[pictures[view] for pictures in columns.values()] for view in shown]
-    name = level_name(suite.name, masks)
-    save_grid(folder / f"{name}_ids.png", list(columns), rows, f"{suite.name}, masks {masks}")
-    if PUBLISHED in outcomes:
-        draw_learned(suite, label_maps, outcomes[PUBLISHED], folder / f"{name}_learned.png")
+    rows = {
+        suite.test_views[i].name: [pictures[i] for pictures in columns.values()]
+        for i in _shown(range(len(suite.test_views)))
+    }
+    save_grid(ids_path, list(columns), rows, f"{suite.name}, masks {masks}: test views")
+    draw_training(suite, masks, label_maps, outcomes.get(PUBLISHED), training_path)
 
 
-def draw_learned(
-    suite: Suite, label_maps: list[np.ndarray | None], outcome: Outcome, path: Path
+def draw_training(
+    suite: Suite,
+    masks: str,
+    label_maps: list[np.ndarray | None],
+    published: Outcome | None,
+    path: Path,
 ) -> None:
-    """Draw features, codebook similarity and uncertainty of the published method."""
-    features = torch.from_numpy(outcome.features.astype(np.float32))
-    learned = Learned(features, torch.from_numpy(outcome.codebook))
+    """Draw given masks, and features, codebook similarity and uncertainty of the published method.
+
+    Args:
+        suite: the scene.
+        masks: name of the level.
+        label_maps: of the training photos.
+        published: what that method made, if it ran.
+        path: the picture to write.
+    """
+    columns = ["training photo", "its masks"]
+    if published is not None:
+        columns += [f"{PUBLISHED}: features (PCA)", "similarity", "uncertainty"]
+        features = torch.from_numpy(published.features.astype(np.float32))
+        learned = Learned(features, torch.from_numpy(published.codebook))
     given = [view for view, labels in enumerate(label_maps) if labels is not None and labels.any()]
-    rows = []
-    for view in sorted({given[round(share * (len(given) - 1))] for share in SHOWN_VIEWS}):
+    rows = {}
+    for view in _shown(given):
         weights, labels = suite.weights[view], label_maps[view]
         ids = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
-        rows.append(
-            [
-                suite.photos.images[view],
-                label_colors(ids if (labels == 0).any() else ids + 1),
+        row = [suite.photos.images[view], label_colors(ids if (labels == 0).any() else ids + 1)]
+        if published is not None:
+            row += [
                 feature_image(learned, weights),
                 similarity_map(learned, weights),
                 uncertainty_map(learned, weights, labels, PublishedConfig()),
             ]
-        )
-    columns = ["training photo", "its masks", "features (PCA)", "similarity", "uncertainty"]
-    save_grid(path, columns, rows, f"{suite.name}: what {PUBLISHED} learned")
+        rows[suite.photos.views[view].name] = row
+    save_grid(path, columns, rows, f"{suite.name}, masks {masks}: training views")
+
+
+def _shown(views: Sequence[int]) -> list[int]:
+    return sorted({views[round(share * (len(views) - 1))] for share in SHOWN_VIEWS})
 
 
 def save_grid(
-    path: Path, columns: Sequence[str], rows: Sequence[Sequence[np.ndarray]], title: str
+    path: Path, columns: Sequence[str], rows: dict[str, Sequence[np.ndarray]], title: str
 ) -> None:
-    """Write pictures (H, W, 3) uint8 or (H, W) float as a grid with a caption over each column."""
-    height, width = rows[0][0].shape[:2]
+    """Write pictures (H, W, 3) uint8 or (H, W) float as a grid, columns and rows with captions."""
+    height, width = next(iter(rows.values()))[0].shape[:2]
     size = (INCH * len(columns), INCH * height / width * len(rows) + 0.5)
     figure = Figure(figsize=size, dpi=DPI, layout="compressed")
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
-    for across, pictures in zip(axes, rows, strict=True):
+    for across, (name, pictures) in zip(axes, rows.items(), strict=True):
         for axis, picture in zip(across, pictures, strict=True):
             axis.imshow(picture, vmin=0, vmax=1, interpolation="nearest")
-            axis.set_axis_off()
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        across[0].set_ylabel(name, fontsize=6)
     for axis, caption in zip(axes[0], columns, strict=True):
         axis.set_title(caption, fontsize=7)
     figure.suptitle(title, fontsize=8)
@@ -121,7 +148,9 @@ def like_truth(predictions: list[np.ndarray], truths: list[np.ndarray]) -> list[
     return [colors[np.searchsorted(ids, labels)].astype(np.uint8) for labels in predictions]
 
 
-def save_bars(path: Path, groups: Sequence[str], bars: dict[str, list[float]], label: str) -> None:
+def save_bars(
+    path: Path, groups: Sequence[str], bars: dict[str, list[float]], label: str, title: str
+) -> None:
     """Write a bar chart: for each group one bar of each name; NaN leaves a bar out."""
     figure = Figure(figsize=(max(6.0, 1.6 * len(groups) + 2), 3.2), dpi=DPI, layout="constrained")
     axis = figure.subplots()
@@ -130,6 +159,7 @@ def save_bars(path: Path, groups: Sequence[str], bars: dict[str, list[float]], l
         axis.bar(np.arange(len(groups)) + (i + 0.5) * width - 0.4, values, width, label=name)
     axis.set_xticks(np.arange(len(groups)), groups, fontsize=7)
     axis.set_ylabel(label)
+    axis.set_title(title, fontsize=8)
     axis.set_ylim(0, 1)
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize=6, ncols=2, loc="upper left", bbox_to_anchor=(1, 1))

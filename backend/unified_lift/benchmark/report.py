@@ -7,6 +7,7 @@ import inspect
 import os
 import platform
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 
 from unified_lift import __version__
 from unified_lift.benchmark.methods import ALL_METHODS, ORACLE
-from unified_lift.benchmark.pictures import level_name, save_bars, save_curves
+from unified_lift.benchmark.pictures import level_pictures, save_bars, save_curves
 from unified_lift.config import Budget
 
 # Heading of each column, where its number lies in a cell, and its format.
@@ -46,10 +47,15 @@ each Gaussian; ids are rendered as label maps of the test views (the largest ble
 least one half). Scores take all test views as one picture: an id must hold through the views.
 Protocol *things* unless *all* is said: pieces of floor and walls do not count as false.
 
+- *found*, *false*: objects that an id covers with an IoU above one half; counted ids of no object.
+- *PQ* = *SQ* (mean IoU of what was found) x *RQ* (its F1 score). *mIoU*: each object with its best
+  match, *mBIoU*: the same near its border. *AP*: mean over IoU thresholds, *AP50*, *AP75* at one.
+- *ARI*: agreement of two partitions, 1 for the same, about 0 by chance. *PQ all*: with floor and
+  walls.
 - *oracle*: a vote of the true ids on the same splats, what the geometry allows.
 - *id kept*: share of the objects that keep their id in 95 % of the views.
 - *count error*: by how much the number of counted objects is wrong, over the true number.
-- *Gaussians*: share of them with the object of the nearest true surface.
+- *Gaussians*: share of them with the object of the nearest true surface; – without such a surface.
 - *extraction*: IoU of an object rendered alone with its true mask, without pixels where another
   object lies before it (*left out* is their share).
 - *s*, *MB*: time of the method after the geometry, the most memory that the process held.
@@ -69,26 +75,31 @@ def write_report(
         engine: name of the engine that rendered.
     """
     folder = path.with_suffix("")
-    blocks = ["# Benchmark of Unified-Lift and its rivals", _setup(command, budget, engine)]
+    blocks = ["# Benchmark of Unified-Lift and its rivals", _setup(cells, command, budget, engine)]
     blocks += [READING, "## Scenes", _suites_table(cells)]
     for suite, masks in _levels(cells):
         rows = [c for c in cells if c["suite"] == suite and c["masks"] == masks]
         rows += [c for c in cells if c["suite"] == suite and c["method"] == ORACLE]
         blocks += [f"## {suite}, masks `{masks}`", _method_table(rows)]
-        pictures = sorted(folder.glob(f"{level_name(suite, masks)}_*.png"))
-        blocks += [f"![{picture.stem}]({folder.name}/{picture.name})" for picture in pictures]
-        blocks += _curves(folder, level_name(suite, masks), rows)
+        blocks += [f"Warning: {text}" for text in dict.fromkeys(_warnings(rows))]
+        for shown, picture in level_pictures(folder, suite, masks).items():
+            blocks.append(f"![{suite}, masks {masks}: {shown}]({folder.name}/{picture.name})")
+        blocks += _curves(folder, suite, masks, rows)
     blocks += ["## All together", _bars(folder, cells), "## The methods", _descriptions(cells)]
     path.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
 
 
-def _setup(command: str, budget: Budget, engine: str) -> str:
+def _setup(cells: Sequence[dict], command: str, budget: Budget, engine: str) -> str:
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} processor cores"
     versions = f"unified-lift {__version__}, Python {platform.python_version()}, "
     versions += f"torch {torch.__version__}, NumPy {np.__version__}, SciPy {scipy.__version__}"
     steps = f"{budget.steps} steps of {budget.pixels} pixels for each learned rival, whose rates "
     steps += "were chosen on the scene messy25 with `paper` masks"
-    return f"`{command}`\n\n{machine}; {versions}; engine `{engine}`; {steps}."
+    day = datetime.now().astimezone().date().isoformat()
+    preset = next(cell["key"]["preset"] for cell in cells)
+    seeds = ", ".join(str(seed) for seed in sorted({cell["seed"] for cell in cells}))
+    run = f"{day}; preset `{preset}`; seeds {seeds}"
+    return f"`{command}`\n\n{run}; {machine}; {versions}; engine `{engine}`; {steps}."
 
 
 def _levels(cells: Sequence[dict]) -> list[tuple[str, str]]:
@@ -128,12 +139,17 @@ def _spread(values: Sequence[float | None], form: str) -> str:
     return f"{mean} ± {form.format((max(values) - min(values)) / 2)}"
 
 
-def _curves(folder: Path, name: str, cells: Sequence[dict]) -> list[str]:
+def _warnings(cells: Sequence[dict]) -> list[str]:
+    return [text for cell in cells for text in cell["warnings"]]
+
+
+def _curves(folder: Path, suite: str, masks: str, cells: Sequence[dict]) -> list[str]:
     curves = {cell["method"]: cell["losses"] for cell in cells if cell["losses"]}
     if not curves:
         return []
-    save_curves(folder / f"{name}-losses.png", curves)
-    return [f"![Training losses]({folder.name}/{name}-losses.png)"]
+    picture = folder / f"{suite}-{masks}_losses.png"
+    save_curves(picture, curves)
+    return [f"![{suite}, masks {masks}: training losses]({folder.name}/{picture.name})"]
 
 
 def _bars(folder: Path, cells: Sequence[dict]) -> str:
@@ -151,8 +167,9 @@ def _bars(folder: Path, cells: Sequence[dict]) -> str:
             ]
             means.append(float(np.mean(values)) if values else float("nan"))
         bars[method] = means
-    save_bars(folder / "pq.png", [f"{suite}\n{masks}" for suite, masks in levels], bars, "PQ")
-    return f"![PQ of all methods]({folder.name}/pq.png)"
+    groups = [f"{suite}\n{masks}" for suite, masks in levels]
+    save_bars(folder / "pq.png", groups, bars, "PQ", "PQ of all methods (things, test views)")
+    return f"![PQ of all methods, for each scene and level of masks]({folder.name}/pq.png)"
 
 
 def _descriptions(cells: Sequence[dict]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +15,16 @@ import numpy as np
 from unified_lift import __version__
 from unified_lift.benchmark.frozen import Frozen, Outcome
 from unified_lift.benchmark.methods import ALL_METHODS, ORACLE
-from unified_lift.benchmark.pictures import draw_level
+from unified_lift.benchmark.pictures import draw_level, has_pictures
 from unified_lift.benchmark.scores import score_split
-from unified_lift.benchmark.suites import TRUE_MASKS, Suite, load_suite, suite_masks
+from unified_lift.benchmark.suites import (
+    TRUE_MASKS,
+    Inputs,
+    Suite,
+    check_suite,
+    load_suite,
+    suite_masks,
+)
 from unified_lift.config import AUTO_LIFT, MASKS_AUTO, Budget, LiftConfig
 from unified_lift.protocol import JobError, Report, read_json, write_json
 from unified_lift.rendering import Engine
@@ -81,65 +89,124 @@ def run_benchmark(
         What each cell's file holds, in the order of the plan.
 
     Raises:
-        JobError: an unknown method, or a suite or masks that cannot be read.
+        JobError: an unknown method, or what `check_suite` refuses; before anything is trained.
     """
     unknown = sorted(set(plan.methods) - set(ALL_METHODS))
     if unknown:
         raise JobError(f"There is no method '{unknown[0]}'. Choose from {', '.join(ALL_METHODS)}.")
-    names = [Path(path).absolute().name for path in plan.suites]
+    suites = [Path(path).resolve() for path in plan.suites]
+    names = [path.name for path in suites]
     if len(set(names)) < len(names):
         raise JobError(f"Two captures have one name: {', '.join(names)}. Rename one's folder.")
+    report.stage("photos", "Checking photos, masks and ground truth")
+    inputs = [check_suite(path, plan.masks, report) for path in suites]
+    tasks = _all_tasks(plan, names, inputs, work_dir / CELLS_DIR, asdict(budget))
     results = []
-    for capture_dir in (Path(path).absolute() for path in plan.suites):
-        key = {"version": __version__, "capture": str(capture_dir), "preset": plan.preset}
-        key |= asdict(budget)
-        cells = plan.cells(capture_dir.name)
-        paths = [work_dir / CELLS_DIR / f"{cell.name}.json" for cell in cells]
-        if not all(_is_done(path, key) for path in paths):
-            cache_dir = work_dir / SUITES_DIR / f"{capture_dir.name}-{plan.preset}"
-            suite = load_suite(capture_dir, cache_dir, plan.preset, engine, report)
-            for masks in dict.fromkeys(cell.masks for cell in cells):
-                level = [pair for pair in zip(cells, paths, strict=True) if pair[0].masks == masks]
-                if all(_is_done(path, key) for _, path in level):
-                    continue
-                label_maps = suite_masks(suite, masks, report)
-                _run_level(suite, label_maps, level, key, budget, report)
-                if masks != TRUE_MASKS:
-                    shown = [pair for pair in level if pair[0].seed == level[0][0].seed]
-                    named = {cell.method: path for cell, path in [(cells[0], paths[0]), *shown]}
-                    outcomes = {name: _load_arrays(path) for name, path in named.items()}
-                    draw_level(suite, masks, label_maps, outcomes, work_dir)
-        results += [read_json(path) for path in paths]
+    for path, digests in zip(suites, inputs, strict=True):
+        own = [task for task in tasks if task.cell.suite == path.name]
+        _run_suite(path, digests.photos, own, plan.preset, work_dir, budget, engine, report)
+        results += [read_json(task.path) for task in own]
     return results
 
 
-def _is_done(path: Path, key: dict) -> bool:
-    return path.exists() and read_json(path).get("key") == key
+@dataclass(frozen=True)
+class Task:
+    """A cell, its place among all, its file, and what it is made from.
+
+    With another `key` it is run again.
+    """
+
+    cell: Cell
+    place: str
+    path: Path
+    key: dict
+
+    def is_done(self, report: Report) -> bool:
+        """Whether an earlier run left it, whole; told where it left something damaged."""
+        if not self.path.exists():
+            return False
+        try:
+            known = read_json(self.path)
+        except JobError as error:
+            report.warning(f"{error} Running this cell again.")
+            return False
+        return known.get("key") == self.key and zipfile.is_zipfile(self.path.with_suffix(ARRAYS))
 
 
-def _run_level(
-    suite: Suite,
-    label_maps: list[np.ndarray | None],
-    cells: list[tuple[Cell, Path]],
-    key: dict,
+def _all_tasks(
+    plan: Plan, names: Sequence[str], inputs: Sequence[Inputs], folder: Path, budget: dict
+) -> list[Task]:
+    pairs = [
+        (cell, digests)
+        for name, digests in zip(names, inputs, strict=True)
+        for cell in plan.cells(name)
+    ]
+    tasks = []
+    for number, (cell, digests) in enumerate(pairs, 1):
+        key = {"version": __version__, "preset": plan.preset, "photos": digests.photos, **budget}
+        key |= {"truth": digests.truth, "masks": digests.masks[cell.masks]}
+        place = f"{number} of {len(pairs)}"
+        tasks.append(Task(cell, place, folder / f"{cell.name}.json", key))
+    return tasks
+
+
+def _run_suite(
+    capture_dir: Path,
+    digest: str,
+    tasks: Sequence[Task],
+    preset: str,
+    work_dir: Path,
     budget: Budget,
+    engine: Engine,
     report: Report,
 ) -> None:
-    lift = AUTO_LIFT if cells[0][0].masks == MASKS_AUTO else LiftConfig()
-    for cell, path in cells:
-        if _is_done(path, key):
+    """Run the tasks of one suite that are not done, and draw what each level of masks gave."""
+    levels: dict[str, list[Task]] = {}
+    for task in tasks:
+        levels.setdefault(task.cell.masks, []).append(task)
+    suite = None
+    scene = Recorder(report)
+    for masks, same in levels.items():
+        waiting = [task for task in same if not task.is_done(report)]
+        shown = [levels[TRUE_MASKS][0], *(task for task in same if task.cell.seed == 0)]
+        names = [task.cell.method for task in shown]
+        drawn = masks == TRUE_MASKS or has_pictures(work_dir, capture_dir.name, masks)
+        if drawn and not waiting:
             continue
-        # A new one for each cell: what one method derives, another shall not get for nothing.
-        frozen = Frozen(suite.weights, label_maps, lift)
-        report.stage("method", cell.name)
-        losses = LossCurve(report)
-        with Meter() as meter:
-            outcome = ALL_METHODS[cell.method].run(frozen, budget, cell.seed, losses)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _save_arrays(path.with_suffix(ARRAYS), outcome)
-        measured = {"seconds": meter.seconds, "megabytes": meter.megabytes, "losses": losses.values}
-        scores = score_split(suite, outcome.object_ids)
-        write_json(path, {**asdict(cell), "key": key, **measured, **scores})
+        if suite is None:
+            cache_dir = work_dir / SUITES_DIR / f"{capture_dir.name}-{preset}"
+            suite = load_suite(capture_dir, cache_dir, preset, digest, engine, scene)
+        level = Recorder(report)
+        label_maps = suite_masks(suite, masks, level)
+        for task in waiting:
+            _run_task(task, suite, label_maps, budget, report, scene.warnings + level.warnings)
+        if masks != TRUE_MASKS:
+            outcomes = [_load_arrays(task.path) for task in shown]
+            draw_level(suite, masks, label_maps, dict(zip(names, outcomes, strict=True)), work_dir)
+
+
+def _run_task(
+    task: Task,
+    suite: Suite,
+    label_maps: list[np.ndarray | None],
+    budget: Budget,
+    report: Report,
+    warnings: Sequence[str],
+) -> None:
+    cell = task.cell
+    lift = AUTO_LIFT if cell.masks == MASKS_AUTO else LiftConfig()
+    # A new one for each cell: what one method derives, another shall not get for nothing.
+    frozen = Frozen(suite.weights, label_maps, lift)
+    report.stage("method", f"{cell.name} ({task.place})")
+    recorder = Recorder(report)
+    with Meter() as meter:
+        outcome = ALL_METHODS[cell.method].run(frozen, budget, cell.seed, recorder)
+    task.path.parent.mkdir(parents=True, exist_ok=True)
+    _save_arrays(task.path.with_suffix(ARRAYS), outcome)
+    measured = {"seconds": meter.seconds, "megabytes": meter.megabytes, "losses": recorder.losses}
+    told = {"warnings": [*warnings, *recorder.warnings]}
+    scores = score_split(suite, outcome.object_ids)
+    write_json(task.path, {**asdict(cell), "key": task.key, **measured, **told, **scores})
 
 
 def _save_arrays(path: Path, outcome: Outcome) -> None:
@@ -156,20 +223,25 @@ def _load_arrays(path: Path) -> Outcome:
         return Outcome(**arrays)
 
 
-class LossCurve:
-    """A report that hands all on to another one, and keeps the losses that steps tell."""
+class Recorder:
+    """A report that hands all on to another one, and keeps warnings and the losses of steps."""
 
     def __init__(self, report: Report) -> None:
-        self.values: list[float] = []
-        self.stage, self.preview = report.stage, report.preview
-        self.warning, self.check = report.warning, report.check
-        self._progress = report.progress
+        self.losses: list[float] = []
+        self.warnings: list[str] = []
+        self.stage, self.preview, self.check = report.stage, report.preview, report.check
+        self._report = report
 
     def progress(self, step: int, total: int, message: str = "") -> None:
         """Keep the loss."""
         if message.startswith(LOSS):
-            self.values.append(float(message.removeprefix(LOSS)))
-        self._progress(step, total, message)
+            self.losses.append(float(message.removeprefix(LOSS)))
+        self._report.progress(step, total, message)
+
+    def warning(self, text: str) -> None:
+        """Keep it."""
+        self.warnings.append(text)
+        self._report.warning(text)
 
 
 class Meter:

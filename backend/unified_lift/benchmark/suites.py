@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from unified_lift.capture import View, read_capture
+from unified_lift import __version__
+from unified_lift.capture import Capture, View, read_capture
 from unified_lift.capture.images import load_photo, resize_labels, resized_view
 from unified_lift.config import MASKS_AUTO, PRESETS, PipelineConfig, SurfaceMaskConfig
 from unified_lift.gaussians import GEOMETRY, Gaussians, from_splats, to_splats
@@ -20,13 +23,13 @@ from unified_lift.masks.surfaces import surface_label_maps
 from unified_lift.metrics import psnr, read_meta, read_truth, ssim
 from unified_lift.ply import read_ply, write_ply
 from unified_lift.preparation import Photos, lift_size, read_photos, to_camera
-from unified_lift.protocol import JobError, Report
+from unified_lift.protocol import JobError, Report, read_json, write_json
 from unified_lift.rendering import Engine, Render
 from unified_lift.rendering.weights import BlendWeights
 
 CONFIG = PipelineConfig()
 GEOMETRY_FILE = "geometry.ply"
-SOURCE_FILE = "capture.txt"  # whose splats these are
+SOURCE_FILE = "source.json"  # what the splats were trained on
 SEED = 0  # of the splats, which all cells share
 GT_DIR = "gt"
 MASKS_DIR = "masks"
@@ -118,8 +121,70 @@ class Suite:
             ]
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """Digests of a suite's files: what was made of them holds as long as they stay the same.
+
+    Attributes:
+        photos: of the photos, cameras and points.
+        truth: of the ground truth.
+        masks: of each level.
+    """
+
+    photos: str
+    truth: str
+    masks: dict[str, str]
+
+
+def check_suite(capture_dir: Path, levels: Sequence[str], report: Report) -> Inputs:
+    """Read all of a suite that can be wrong, before hours go into it.
+
+    Args:
+        capture_dir: as `Suite`.
+        levels: of masks, as `suite_masks`.
+        report: gets the warnings about masks.
+
+    Raises:
+        JobError: no ground truth, no test views, masks that cannot be used, or what
+            `read_capture` refuses.
+    """
+    capture = read_capture(capture_dir)
+    _read_truths(capture_dir, capture)
+    for view in capture.train_views:  # the oracle votes with these
+        _read_truth(capture_dir, view)
+    truth = _digest(_contents(capture_dir / GT_DIR))
+    masks = {MASKS_AUTO: "", TRUE_MASKS: truth}
+    for level in set(levels) - set(masks):
+        folder = _level_dir(capture_dir, level)
+        folder_label_maps(folder, capture.train_views, report)
+        masks[level] = _digest(_contents(folder))
+    return Inputs(_digest(_capture_parts(capture)), truth, masks)
+
+
+def _capture_parts(capture: Capture) -> Iterable[bytes]:
+    for view in capture.views:
+        yield repr(astuple(replace(view, image_path=Path(view.image_path.name)))).encode()
+        if view.image_path.is_file():
+            yield view.image_path.read_bytes()
+    yield capture.points.tobytes()
+    yield capture.point_colors.tobytes()
+
+
+def _contents(folder: Path) -> Iterable[bytes]:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        yield str(path.relative_to(folder)).encode()
+        yield path.read_bytes()
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()[:16]
+
+
 def load_suite(
-    capture_dir: Path, cache_dir: Path, preset: str, engine: Engine, report: Report
+    capture_dir: Path, cache_dir: Path, preset: str, digest: str, engine: Engine, report: Report
 ) -> Suite:
     """Read a capture with ground truth and train its splats, or take those of an earlier run.
 
@@ -127,49 +192,71 @@ def load_suite(
         capture_dir: as `Suite`.
         cache_dir: keeps the trained splats.
         preset: a key of `PRESETS`.
+        digest: `Inputs.photos`; with another one the splats are trained again.
         engine: what renders.
         report: told of the training.
 
     Raises:
-        JobError: no ground truth, no test views, or what `read_capture` refuses.
+        JobError: as `check_suite`.
     """
-    capture_dir = Path(capture_dir).absolute()
-    if not (capture_dir / GT_DIR).is_dir():
-        raise JobError(
-            f"{capture_dir} has no folder {GT_DIR} with ids/ and meta.json. A benchmark needs the "
-            "ground truth."
-        )
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    source = cache_dir / SOURCE_FILE
-    if source.exists() and source.read_text(encoding="utf-8") != str(capture_dir):
-        raise JobError(
-            f"{cache_dir} keeps the splats of {source.read_text(encoding='utf-8')}. Choose another "
-            f"--out for {capture_dir}."
-        )
-    source.write_text(str(capture_dir), encoding="utf-8")
     config = PRESETS[preset]
     report.stage("photos", f"{capture_dir.name}: reading photos")
-    capture = read_capture(capture_dir)
-    capture, photos = read_photos(capture, cache_dir, config.longest_side, CONFIG, report)
-    if not capture.test_views:
-        raise JobError(f"{capture_dir} names no test views. A benchmark needs a test split.")
-    path = cache_dir / GEOMETRY_FILE
-    if not path.exists():
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    capture, photos = read_photos(
+        read_capture(capture_dir), cache_dir, config.longest_side, CONFIG, report
+    )
+    truths = _read_truths(capture_dir, capture)
+    source = {"version": __version__, "photos": digest, "preset": repr(config)}
+    gaussians = _known_splats(cache_dir, source, report)
+    if gaussians is None:
         report.stage("geometry", f"{capture_dir.name}: training splats")
         points = (capture.points, capture.point_colors)
         trained = train(photos.images, photos.cameras, *points, config, engine, SEED, report)
-        write_ply(path, to_splats(trained))
-    gaussians = {k: v.to(engine.device) for k, v in from_splats(read_ply(path)).items()}
+        write_ply(cache_dir / GEOMETRY_FILE, to_splats(trained))
+        write_json(cache_dir / SOURCE_FILE, source)
+        gaussians = from_splats(read_ply(cache_dir / GEOMETRY_FILE))
+    gaussians = {name: value.to(engine.device) for name, value in gaussians.items()}
     side, _ = lift_size(photos, CONFIG)
     photos = photos.at(side)
     geometry = [gaussians[name] for name in GEOMETRY]
     weights = [engine.blend_weights(*geometry, camera) for camera in photos.cameras]
-    things, stuff = read_meta(capture_dir / GT_DIR)
+    meta = read_meta(capture_dir / GT_DIR)
     views = list(capture.test_views)
-    truths = [_read_truth(capture_dir, view) for view in views]
+    return Suite(capture_dir, gaussians, photos, weights, views, truths, *meta, engine)
+
+
+def _known_splats(cache_dir: Path, source: dict, report: Report) -> Gaussians | None:
+    """Those of an earlier run, if they are whole and of the same source."""
+    path = cache_dir / SOURCE_FILE
+    if not path.exists():
+        return None
+    try:
+        if read_json(path) != source:
+            return None
+        return from_splats(read_ply(cache_dir / GEOMETRY_FILE))
+    except JobError as error:
+        report.warning(f"{error} Training these splats again.")
+        return None
+
+
+def _read_truths(capture_dir: Path, capture: Capture) -> list[np.ndarray]:
+    """The true ids of each test view."""
+    gt_dir = capture_dir / GT_DIR
+    if not gt_dir.is_dir():
+        raise JobError(
+            f"{capture_dir} has no folder {GT_DIR} with ids/ and meta.json. A benchmark needs the "
+            "ground truth."
+        )
+    if not capture.test_views:
+        raise JobError(
+            f"{capture_dir} names no test views to score. Give some frames of its transforms.json "
+            '"split": "test".'
+        )
+    things, _ = read_meta(gt_dir)
+    truths = [_read_truth(capture_dir, view) for view in capture.test_views]
     if not any(np.isin(truth, things).any() for truth in truths):
-        raise JobError(f"{capture_dir / GT_DIR} shows none of its things in the test views.")
-    return Suite(capture_dir, gaussians, photos, weights, views, truths, things, stuff, engine)
+        raise JobError(f"{gt_dir} shows none of its things in the test views.")
+    return truths
 
 
 def suite_masks(suite: Suite, level: str, report: Report) -> list[np.ndarray | None]:
@@ -189,14 +276,24 @@ def suite_masks(suite: Suite, level: str, report: Report) -> list[np.ndarray | N
             resize_labels(_read_truth(suite.capture_dir, source), view.width, view.height)
             for source, view in zip(suite.photos.sources, suite.photos.views, strict=True)
         ]
-    folder = suite.capture_dir / MASKS_DIR / level
-    if not folder.is_dir():
-        raise JobError(f"{suite.capture_dir} has no masks '{level}': {folder} does not exist.")
+    folder = _level_dir(suite.capture_dir, level)
     sources = [
         resized_view(source, view.width, view.height)
         for source, view in zip(suite.photos.sources, suite.photos.views, strict=True)
     ]
     return folder_label_maps(folder, sources, report)
+
+
+def _level_dir(capture_dir: Path, level: str) -> Path:
+    folder = capture_dir / MASKS_DIR / level
+    if not folder.is_dir():
+        parent = folder.parent
+        levels = sorted(path.name for path in parent.iterdir()) if parent.is_dir() else []
+        raise JobError(
+            f"{capture_dir} has no masks '{level}': {folder} does not exist. Choose from "
+            f"{', '.join([MASKS_AUTO, TRUE_MASKS, *levels])}."
+        )
+    return folder
 
 
 def _read_truth(capture_dir: Path, view: View) -> np.ndarray:
