@@ -117,6 +117,7 @@ class PipelineConfig:
     preview_seconds: float = 5.0  # and what cannot be interrupted: fusion takes up to 10 s
     jpeg_quality: int = 95  # of undistorted photos
     min_splat_psnr: float = 15.0  # dB; a user's splats below it are not those of the photos
+    min_splat_alpha: float = 0.02  # mean over the views; below, they show none of the splats
 
     # Seconds on the machine of GeometryConfig's costs, for the time left before it is seen:
     # measured on messy8 and messy25 at draft and standard, each stage within 15 %.

@@ -98,12 +98,9 @@ def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
         scene = (job_dir, photos, capture, config, engine)
         gaussians = _geometry(*scene, settings.seed, report, previews, joint)
     views = capture.test_views or capture.train_views
-    quality = _quality(views, gaussians, engine, config.longest_side)
-    if settings.splat and quality < CONFIG.min_splat_psnr:
-        report.warning(
-            f"{settings.splat} looks unlike the photos (PSNR {quality:.1f} dB). Its splats have to "
-            "lie in the world frame of the capture's cameras."
-        )
+    quality, opaque = _quality(views, gaussians, engine, config.longest_side)
+    if settings.splat:
+        _judge_splats(settings.splat, quality, opaque, report)
     previews.show(gaussians, None, "Splats")
 
     report.stage("masks", _masks_label(settings))
@@ -147,6 +144,15 @@ def _read_splats(path: Path, capture: Capture) -> Gaussians:
     if any(capture.origin):
         splats = replace(splats, means=(splats.means - np.array(capture.origin)).astype(np.float32))
     return from_splats(splats)
+
+
+def _judge_splats(path: str, quality: float, opaque: float, report: JobReport) -> None:
+    """Tell where the user's own splats are not of these photos; refuse what no photo shows."""
+    remedy = "Its splats have to lie in the world frame of the capture's cameras."
+    if opaque < CONFIG.min_splat_alpha:
+        raise JobError(f"{path} shows next to nothing in the views of the photos. {remedy}")
+    if quality < CONFIG.min_splat_psnr:
+        report.warning(f"{path} looks unlike the photos (PSNR {quality:.1f} dB). {remedy}")
 
 
 def _geometry(
@@ -370,11 +376,15 @@ def _write_masks(folder: Path, lifting: Lifting) -> None:
         Image.fromarray(local.astype(np.uint16)).save(path)
 
 
-def _quality(views: Sequence[View], gaussians: Gaussians, engine: Engine, side: int) -> float:
-    """Mean PSNR in dB over views, at the size of the training photos."""
+def _quality(
+    views: Sequence[View], gaussians: Gaussians, engine: Engine, side: int
+) -> tuple[float, float]:
+    """Mean PSNR in dB and mean alpha over views, at the size of the training photos."""
     values = []
     for view in (scaled_view(view, side) for view in views):
         with torch.no_grad():
-            image = engine.render(**gaussians, camera=to_camera(view)).channels
-        values.append(psnr(image.cpu().numpy(), load_photo(view)))
-    return float(np.mean(values))
+            render = engine.render(**gaussians, camera=to_camera(view))
+        image = render.channels.cpu().numpy()
+        values.append((psnr(image, load_photo(view)), float(render.alphas.mean())))
+    quality, opaque = np.mean(values, 0)
+    return float(quality), float(opaque)

@@ -172,5 +172,5 @@ def _read_vertices(path: Path) -> np.ndarray:
     dtype = np.dtype([(name, _ORDERS[form] + _TYPES[kind]) for _, kind, name in fields])
     start, count = end + len(b"end_header\n"), int(first[2])
     if len(data) < start + count * dtype.itemsize:
-        raise JobError(f"{path} is cut short: {count} splats were announced.")
+        raise JobError(f"{path} is cut short: {count} splats were announced. Copy it again.")
     return np.frombuffer(data, dtype, count, start)

@@ -541,4 +541,6 @@ def describe_os_error(error: OSError, path: Path) -> str:
         return f"The disk is full, {where} could not be written. Free some space and run again."
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return f"No permission for {where}. Choose a folder that you may read and write."
+    if error.errno == errno.ENOENT:
+        return f"There is no {where}. It was moved or deleted, or is named otherwise."
     return f"{where}: {error.strerror or error}."

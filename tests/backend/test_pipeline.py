@@ -18,7 +18,7 @@ from scenes import SAMPLE, write_capture
 
 from unified_lift import pipeline, views
 from unified_lift.config import PublishedConfig, Settings
-from unified_lift.ply import read_ply, write_ply
+from unified_lift.ply import Splats, read_ply, write_ply
 from unified_lift.protocol import (
     JobReport,
     JobRequest,
@@ -153,6 +153,10 @@ def test_a_splat_in_another_frame_is_told(sample_job, small, tmp_path):
     write_ply(tmp_path / "moved.ply", replace(splats, means=splats.means[:, [1, 2, 0]]))
     result = segment_small(small, tmp_path / "job", "--splat", tmp_path / "moved.ply")
     assert "looks unlike the photos" in result.stderr
+    none = Splats(**{name: value[:0] for name, value in vars(splats).items()})
+    write_ply(tmp_path / "none.ply", none)
+    result = segment_small(small, tmp_path / "none", "--splat", tmp_path / "none.ply")
+    assert result.returncode == 1 and "shows next to nothing" in result.stderr
 
 
 def test_a_splat_that_does_not_exist(small, tmp_path):
