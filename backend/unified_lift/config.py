@@ -339,6 +339,12 @@ class FeatureConfig:
     fragment_cosine: float = 0.9
     follow_rate: float = 1e-3
 
+    # Codebooks that are tried: the learned one, and others fitted to the features by k-means.
+    codebooks: int = 5
+    fit_count: int = 20_000  # Gaussians, drawn by their mass
+    fit_mass: float = 50.0  # pixels' worth that one of them counts for at most
+    fit_rounds: int = 20
+
 
 @dataclass(frozen=True)
 class Budget:

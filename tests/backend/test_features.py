@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from unified_lift.config import FeatureConfig, LiftConfig
 from unified_lift.lift.association import (
     associate,
+    fit_codebook,
     follow,
     join_fragments,
     mask_scores,
@@ -165,6 +166,24 @@ def test_codes_start_apart():
     cosines = codes @ codes.T - 2 * torch.eye(24)
     assert float(cosines.max()) < 0.3
     assert torch.allclose(codes.norm(dim=1), torch.ones(24))
+
+
+def test_a_fitted_codebook_has_a_code_for_each_bundle_of_features():
+    centers = repelled_codes(6, 16, torch.Generator().manual_seed(0), 200, 0.05, 10.0)
+    bundles = centers.repeat_interleave(50, 0)
+    features = normalize(bundles + 0.05 * torch.randn(bundles.shape), dim=1)
+    mass = np.where(np.arange(300) < 250, 1e-3, 1e6)  # one bundle outweighs all others
+    config = FeatureConfig(fit_count=2000, fit_mass=1e-3)
+    codebook = fit_codebook(features, mass, 12, config, np.random.default_rng(0))
+    assert codebook.shape == (12, 16)
+    assert float((centers @ codebook.T).max(1)[0].min()) > 0.95
+    assert torch.allclose(codebook.norm(dim=1), torch.ones(12), atol=1e-5)
+
+
+def test_a_fitted_codebook_has_no_more_codes_than_there_are_features():
+    features = torch.eye(16)[[0, 1, 1]]
+    codebook = fit_codebook(features, np.ones(3), 8, FeatureConfig(), np.random.default_rng(0))
+    assert sorted(codebook.argmax(1).tolist()) == [0, 1]
 
 
 # ---- the training, on views made up of random weights

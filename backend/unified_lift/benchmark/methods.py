@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from unified_lift.config import Budget, FeatureConfig, PublishedConfig
 from unified_lift.lift import published as lift_published
 from unified_lift.lift.choice import take_better
 from unified_lift.lift.compaction import compact
-from unified_lift.lift.default import learn_objects
+from unified_lift.lift.default import FEATURES, learn_objects
 from unified_lift.lift.features import count_codes, nearest_codes, train_features
 from unified_lift.lift.published import train_published
 from unified_lift.protocol import Report
@@ -50,11 +50,13 @@ def votes(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
 # ---- ours, whole and in parts
 
 
-def default(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
-    """Ours: features and codebook with codes to spare, compaction, the better of it and votes."""
+def default(
+    frozen: Frozen, budget: Budget, seed: int, report: Report, learning: FeatureConfig = FEATURES
+) -> Outcome:
+    """Ours: features, codebooks with codes to spare, compaction, the best of these and votes."""
     scene = (frozen.weights, frozen.label_maps, frozen.incidence)
     split = (frozen.tracks, frozen.by_votes, frozen.lift)
-    return _learned(*learn_objects(*scene, *split, seed, report))
+    return _learned(*learn_objects(*scene, *split, seed, report, learning=learning))
 
 
 def our_losses(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
@@ -114,7 +116,7 @@ ORACLE = "oracle"
 PUBLISHED = "unified-lift"
 METHODS = {
     "default": Row(
-        default, "ours: features and codebook, compacted; votes where masks prefer them"
+        default, "ours: features and codebooks, compacted; votes where masks prefer them"
     ),
     "votes": Row(votes, "ours without training: mask graph, votes, compaction"),
     PUBLISHED: Row(published, "Unified-Lift (Zhu et al., CVPR 2025)", lift_published),
@@ -145,6 +147,9 @@ ABLATION = {
     "unified-lift+losses": Row(our_losses, "published, our losses and codebook in its place"),
     "unified-lift+compaction": Row(with_compaction, "published, its codes compacted"),
     "unified-lift+choice": Row(with_choice, "published, where masks prefer it to votes"),
+    "one-codebook": Row(
+        partial(default, learning=replace(FEATURES, codebooks=1)), "all of ours, but one codebook"
+    ),
     "default": Row(default, "all of ours together"),
 }
 ALL_METHODS = {

@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from scipy.cluster.vq import kmeans2
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from unified_lift.config import FeatureConfig
 
 
 def repelled_codes(
@@ -112,3 +117,31 @@ def follow(sums: Tensor, x: Tensor, codes: Tensor, weights: Tensor, rate: float)
         (K, D) the new running sums.
     """
     return ((1 - rate) * sums).index_add(0, codes, rate * weights[:, None] * x)
+
+
+def fit_codebook(
+    features: Tensor,
+    mass: np.ndarray,
+    num_codes: int,
+    config: FeatureConfig,
+    rng: np.random.Generator,
+) -> Tensor:
+    """Another codebook for learned features: k-means of some Gaussians, drawn by their mass.
+
+    Args:
+        features: (N, D) unit length.
+        mass: (N,) >= 0, blend weight of each Gaussian in masks, not 0 for all.
+        num_codes: K.
+        config: how many are drawn, and what one counts for at most.
+        rng: makes each codebook another one.
+
+    Returns:
+        (K, D) unit length; fewer where fewer Gaussians differ.
+    """
+    chance = np.minimum(mass, config.fit_mass)
+    drawn = features.numpy()[rng.choice(len(mass), config.fit_count, p=chance / chance.sum())]
+    num_codes = min(num_codes, len(np.unique(drawn, axis=0)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a code that nothing takes does no harm
+        codes, _ = kmeans2(drawn, num_codes, iter=config.fit_rounds, minit="++", seed=rng)
+    return normalize(torch.from_numpy(codes), dim=1)

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The default method: features with codes to spare, compacted, where masks prefer it to votes."""
+"""The default method: features with codes to spare, compacted, where masks prefer it to votes.
+
+Where codes end hangs on where they started, so each codebook loses objects that another one finds.
+Features are learned once; codebooks are cheap, and several are tried.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from unified_lift.config import FeatureConfig, LiftConfig
+from unified_lift.lift.association import fit_codebook
 from unified_lift.lift.choice import take_better
 from unified_lift.lift.compaction import compact
 from unified_lift.lift.features import Show, count_codes, nearest_codes, train_features
@@ -27,8 +32,9 @@ def learn_objects(
     seed: int,
     report: Report,
     show: Show = lambda features, codebook: None,
+    learning: FeatureConfig = FEATURES,
 ) -> tuple[np.ndarray, Tensor, Tensor]:
-    """Split Gaussians into objects by features and codebook, and by votes where these are as good.
+    """Split Gaussians into objects by votes, and by features and codebooks where these are better.
 
     Args:
         weights: one for each training view.
@@ -40,12 +46,20 @@ def learn_objects(
         seed: makes the run repeatable.
         report: told of each step.
         show: as `train_features`.
+        learning: settings.
 
     Returns:
         (N,) int64 ids from 0 without gaps, -1 = none; features (N, D) and codebook (K, D).
     """
     num_codes = count_codes(tracks, incidence, config)
     scene = (weights, label_maps, incidence.num_gaussians)
-    learned = train_features(*scene, num_codes, FEATURES, seed, report, show)
-    by_codes = compact(incidence, nearest_codes(*learned), config)
-    return take_better(incidence, by_votes, by_codes, config), *learned
+    features, learned = train_features(*scene, num_codes, learning, seed, report, show)
+    mass = np.asarray(incidence.mass.sum(0)).ravel()
+    rng = np.random.default_rng(seed)
+    object_ids = by_votes
+    for attempt in range(learning.codebooks):
+        report.check()
+        codebook = fit_codebook(features, mass, num_codes, learning, rng) if attempt else learned
+        by_codes = compact(incidence, nearest_codes(features, codebook), config)
+        object_ids = take_better(incidence, object_ids, by_codes, config)
+    return object_ids, features, learned
