@@ -189,8 +189,8 @@ def test_most_views_correct_a_wrong_gaussian():
 def test_what_masks_show_as_one_is_merged_and_neighbours_are_not():
     thirds = np.repeat([0, 1, 2], [3, 3, 6])
     views = scene(WHOLE, WHOLE, WHOLE, HALVED)
-    assert agreement(views, thirds, CONFIG)[0, 1] == pytest.approx(0.75)
-    assert agreement(views, thirds, CONFIG)[0, 2] == 0
+    assert agreement(views, thirds, 3, CONFIG)[0, 1] == pytest.approx(0.75)
+    assert agreement(views, thirds, 3, CONFIG)[0, 2] == 0
     assert same_partition(merge(views, thirds, CONFIG), [0] * 6 + [1] * 6)
     mostly_halved = scene(WHOLE, HALVED, HALVED, HALVED)
     assert same_partition(merge(mostly_halved, thirds, CONFIG), thirds.tolist())
@@ -199,7 +199,7 @@ def test_what_masks_show_as_one_is_merged_and_neighbours_are_not():
 def test_one_common_view_is_too_few_to_merge():
     ids = np.repeat([0, 1], 6)
     views = scene(JOINED, [WHOLE[0]], [WHOLE[1]])
-    assert agreement(views, ids, CONFIG)[0, 1] == -1
+    assert agreement(views, ids, 2, CONFIG)[0, 1] == -1
     assert same_partition(merge(views, ids, CONFIG), ids.tolist())
 
 
@@ -217,6 +217,16 @@ def test_objects_that_masks_show_seldom_stay_with_masks_from_geometry():
     views = scene(*[WHOLE] * 11, HALVED, HALVED)
     assert len(np.unique(dissolve(views, ids, AUTO_LIFT))) == 3
     assert len(np.unique(dissolve(views, ids, CONFIG))) == 2
+
+
+def test_an_object_that_most_masks_split_stays_unless_masks_join_it_to_another():
+    ids = np.repeat([0, 1], 6)
+    pieces = [[0, 1], [2, 3], [4, 5], WHOLE[1]]
+    views = scene(*[pieces] * 15, WHOLE, WHOLE)
+    assert support(views, ids, 2, CONFIG)[0][0] < CONFIG.dissolve_support
+    assert same_partition(dissolve(views, ids, CONFIG), ids.tolist())
+    often_joined = scene(*[pieces] * 9, *[JOINED] * 6, WHOLE, WHOLE)
+    assert len(np.unique(dissolve(often_joined, ids, CONFIG))) == 1
 
 
 # ---- choice

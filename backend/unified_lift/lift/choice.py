@@ -32,7 +32,7 @@ def take_better(
     if not (split >= 0).any() or not (other >= 0).any():
         return without_gaps(split)
     scores, other_scores = (object_scores(incidence, ids) for ids in (split, other))
-    joined = agreement(incidence, split, config)
+    joined = agreement(incidence, split, len(scores), config)
     result, num = split.copy(), len(scores)
     alive = np.arange(num + len(other_scores)) < num
     open_again = np.zeros(len(split), bool)

@@ -131,12 +131,14 @@ def merge_profiles(incidence: Incidence, in_masks: np.ndarray, config: LiftConfi
     return np.unique(owner, return_inverse=True)[1]
 
 
-def agreement(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
+def agreement(
+    incidence: Incidence, object_ids: np.ndarray, num_objects: int, config: LiftConfig
+) -> np.ndarray:
     """Chance (K, K) that a pixel of one object and one of another lie in the same mask.
 
     Averaged over the views that see both; -1 for pairs that too few views see.
     """
-    in_masks, _ = masses(incidence, object_ids, int(object_ids.max()) + 1)
+    in_masks, _ = masses(incidence, object_ids, num_objects)
     profiles = _profiles(incidence, in_masks.T)
     return _agreement(*profiles, *profiles, config)
 
@@ -202,9 +204,11 @@ def best_ious(
 
 
 def dissolve(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
-    """Remove objects that hardly any mask supports; their Gaussians are re-voted among the rest.
+    """Remove fragments that hardly any mask supports; their Gaussians are re-voted among the rest.
 
-    The threshold rises in steps, so that the weakest go first and the others can grow.
+    A fragment is what masks join to another object now and then. What they never show whole, nor
+    join to anything, is an object that all views split. The threshold rises in steps, so that the
+    weakest go first and the others can grow.
 
     Returns:
         (N,) int64, ids as before, with gaps; -1 = none.
@@ -213,7 +217,10 @@ def dissolve(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -
     steps = round(config.dissolve_support / config.dissolve_step)
     for step in range(1, steps + 1):
         share, views = support(incidence, object_ids, num_objects, config)
-        alive = (share >= step * config.dissolve_step) & (views >= config.min_track_views)
+        joined = agreement(incidence, object_ids, num_objects, config)
+        np.fill_diagonal(joined, -1)
+        alive = (share >= step * config.dissolve_step) | (joined.max(1) < config.dissolve_joined)
+        alive &= views >= config.min_track_views
         kept = (object_ids >= 0) & alive[np.maximum(object_ids, 0)]
         object_ids = np.where(kept, object_ids, -1)
         object_ids = revote(incidence, object_ids, config.dissolve_rounds, config, alive)
