@@ -28,7 +28,7 @@ MAIN_SOURCE = NATIVE_DIR / "core.cpp"
 FLAGS = (
     *("-x", "c++", "-std=c++17", "-O3", "-Wall", "-Wextra", "-shared", "-s"),
     *("-fvisibility=hidden", "-nostdlib++", "-nostdinc++", "-fno-exceptions", "-fno-rtti"),
-    *("-fno-math-errno", "-fno-trapping-math"),
+    *("-fno-math-errno", "-fno-trapping-math", "-falign-loops=64"),
 )
 
 log = logging.getLogger(__name__)

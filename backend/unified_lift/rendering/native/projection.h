@@ -52,14 +52,13 @@ static inline Camera make_camera(const float* viewmat, const float* K, int width
 // A projected Gaussian: one cache line.
 struct Splat {
   float x, y;          // mean2d, pixels
-  // log2(exp(-sigma)) = across (dx - slope dy)^2 + along dy^2. Other than the three terms of the
-  // conic these two are both negative, so that nothing cancels where a Gaussian is a long needle.
-  float across, slope, along;
-  float log2_opacity;  // so that alpha = 2^(that + log2_opacity)
-  float log2_least;    // alpha >= alpha_min where log2(exp(-sigma)) >= this
+  // alpha = 2^(log2_opacity - u^2 - v^2) with u = across dx + skew dy, v = along dy. Other than the
+  // three terms of the conic both squares lower it: nothing cancels where a Gaussian is a needle.
+  float across, skew, along;
+  float log2_opacity;
   // The ellipse {alpha >= alpha_min}: dy from the mean it reaches over
   // dx = slope dy +- sqrt(row_constant - row_curve dy^2).
-  float row_constant, row_curve;
+  float slope, row_constant, row_curve;
   float half_width, half_height;  // of its bounding box
   float right_dy;                 // dy of its rightmost point; its leftmost is at -right_dy
   float depth;
@@ -69,8 +68,8 @@ struct Splat {
 constexpr int SPLAT_FLOATS = 16;
 static_assert(sizeof(Splat) == sizeof(float) * SPLAT_FLOATS, "a Splat is a cache line");
 
-// Sums over the pixels of a Gaussian with g = -d loss / d sigma, d = (dx, dy) = pixel - mean2d:
-// g dx, g dy, g dx^2, g dx dy, g dy^2, g. All gradients of its geometry follow from them.
+// Sums over the pixels of a Gaussian with g = -d loss / d sigma and the u and v of its Splat:
+// g u, g v, g u^2, g u v, g v^2, g. All gradients of its geometry follow from them.
 constexpr int NUM_MOMENTS = 6;
 
 // Eight Gaussians on their way through the projection.
@@ -172,32 +171,47 @@ INLINE Float8 log2_of(Float8 a, Int8 where) {
   return r;
 }
 
+// L of (u, v) = L d, with conic = KAPPA L' L and no number below its diagonal.
+constexpr float KAPPA = 2.f / LOG2E;
+struct Root {
+  Float8 across, skew, along;
+};
+
+INLINE Root root_of_conic(const Projection& o) {
+  Float8 inverse_yy = 1.f / o.cov_yy;
+  Root L;
+  L.across = square_root(o.cov_yy / (KAPPA * o.det));
+  L.skew = -L.across * o.cov_xy * inverse_yy;
+  L.along = square_root(inverse_yy / KAPPA);
+  return L;
+}
+
 // Turn the projections into splats; those that `visible` leaves out become zeros.
 INLINE void make_splats(const Camera& c, const Constants& constants, const Projection& o,
                         Float8 opacity, Int8 visible, int count, Splat* splats) {
   // The box and the blocks are rounded outwards by this share of sigma's range: what is at their
   // edge is decided by alpha itself, pixel by pixel.
   constexpr float SLACK = 1e-4f;
-  constexpr float LN2 = 0.69314718056f;
   const Float8 zero = splat(0.f);
   Float8 log2_opacity = log2_of(opacity, visible);
   Float8 log2_least = log2f(constants.alpha_min) - log2_opacity;
-  Float8 range = maximum(zero, -2 * LN2 * log2_least) + SLACK;  // 2 sigma at alpha_min
+  Float8 range = maximum(zero, -KAPPA * log2_least) + SLACK;  // 2 sigma at alpha_min
   Float8 half_width = square_root(range * o.cov_xx);
   Float8 half_height = square_root(range * o.cov_yy);
   Float8 x = c.fx * o.x / o.z + c.cx;
   Float8 y = c.fy * o.y / o.z + c.cy;
   visible &= (x + half_width > zero) & (x - half_width < splat((float)c.width));
   visible &= (y + half_height > zero) & (y - half_height < splat((float)c.height));
-  Float8 inverse = 1.f / o.det, inverse_yy = 1.f / o.cov_yy;
+  Float8 inverse_yy = 1.f / o.cov_yy;
+  Root L = root_of_conic(o);
   Float8 fields[SPLAT_FLOATS] = {
       x,
       y,
-      -0.5f * LOG2E * o.cov_yy * inverse,
-      o.cov_xy * inverse_yy,
-      -0.5f * LOG2E * inverse_yy,
+      L.across,
+      L.skew,
+      L.along,
       log2_opacity,
-      log2_least,
+      o.cov_xy * inverse_yy,
       range * o.det * inverse_yy,
       o.det * inverse_yy * inverse_yy,
       half_width,
@@ -239,32 +253,27 @@ static void project_forward(const Camera& c, const Constants& constants, int n, 
   });
 }
 
-// U = conic T (2 x 3). Its entries are taken from T's cross product n, since the terms of the plain
-// product cancel where a Gaussian is a needle: det U_0 = eps2d T_0 + T_1 x n and
-// det U_1 = eps2d T_1 - T_0 x n.
-INLINE void conic_times_T(const Projection& o, float eps2d, Float8* U) {
+// Gradients of mean2d, the log scales and B. With G = (g u^2, g u v; g u v, g v^2) and W = L T,
+// d loss / d T = KAPPA^2 L' G W. The first row of W is taken from T's cross product n, since the
+// terms of the plain product cancel where a Gaussian is a needle:
+// det (conic T)_0 = eps2d T_0 + T_1 x n, and that is KAPPA det across W_0.
+INLINE void shape_gradient(const Projection& o, float eps2d, const Float8* moments,
+                           Float8* v_mean2d, Float8* v_scales, Float8* vB) {
   const Float8 *T = o.T, *n = o.normal;
-  Float8 inverse = 1.f / o.det;
+  Root L = root_of_conic(o);
+  v_mean2d[0] = KAPPA * L.across * moments[0];
+  v_mean2d[1] = KAPPA * (L.skew * moments[0] + L.along * moments[1]);
+  Float8 inverse = 1.f / (KAPPA * o.det * L.across);
+  Float8 guu = moments[2], guv = moments[3], gvv = moments[4];
   for (int j = 0; j < 3; j++) {
     int k = (j + 1) % 3, l = (j + 2) % 3;
-    U[j] = (eps2d * T[j] + T[3 + k] * n[l] - T[3 + l] * n[k]) * inverse;
-    U[3 + j] = (eps2d * T[3 + j] - T[k] * n[l] + T[l] * n[k]) * inverse;
-  }
-}
-
-// Gradients of the log scales and of B, from d loss / d conic = -V with
-// V = (g dx^2, g dx dy; g dx dy, g dy^2) / 2: d loss / d T = 2 conic V conic T.
-INLINE void shape_gradient(const Projection& o, float eps2d, const Float8* moments,
-                           Float8* v_scales, Float8* vB) {
-  Float8 U[6];
-  conic_times_T(o, eps2d, U);
-  Float8 inverse = 1.f / o.det;
-  Float8 gxx = moments[2], gxy = moments[3], gyy = moments[4];  // 2 V
-  for (int j = 0; j < 3; j++) {
-    Float8 vU0 = gxx * U[j] + gxy * U[3 + j], vU1 = gxy * U[j] + gyy * U[3 + j];
-    v_scales[j] = U[j] * vU0 + U[3 + j] * vU1;  // d T / d log scale = T, and T' conic = U'
-    vB[j] = (o.cov_yy * vU0 - o.cov_xy * vU1) * inverse * o.scales[j];
-    vB[3 + j] = (o.cov_xx * vU1 - o.cov_xy * vU0) * inverse * o.scales[j];
+    Float8 W0 = (eps2d * T[j] + T[3 + k] * n[l] - T[3 + l] * n[k]) * inverse;
+    Float8 W1 = L.along * T[3 + j];
+    Float8 vW0 = KAPPA * KAPPA * (guu * W0 + guv * W1);
+    Float8 vW1 = KAPPA * KAPPA * (guv * W0 + gvv * W1);
+    v_scales[j] = W0 * vW0 + W1 * vW1;  // d T / d log scale = T
+    vB[j] = L.across * vW0 * o.scales[j];
+    vB[3 + j] = (L.skew * vW0 + L.along * vW1) * o.scales[j];
   }
 }
 
@@ -328,11 +337,8 @@ static void project_backward(const Camera& c, const Constants& constants, int n,
 
       Float8 vM[9], vA[6], vB[6];
       Float8 v_mean[3], v_quat[4], v_scales[3], v_opacity[1], v_mean2d[2];
-      Float8 inverse = 1.f / o.det;
-      v_mean2d[0] = (o.cov_yy * g[0] - o.cov_xy * g[1]) * inverse;
-      v_mean2d[1] = (o.cov_xx * g[1] - o.cov_xy * g[0]) * inverse;
       v_opacity[0] = g[5] * (1.f - opacity);  // d ln(alpha) / d logit = 1 - opacity
-      shape_gradient(o, constants.eps2d, g, v_scales, vB);
+      shape_gradient(o, constants.eps2d, g, v_mean2d, v_scales, vB);
       for (int r = 0; r < 3; r++) {
         for (int j = 0; j < 3; j++) vM[3 * r + j] = o.A[r] * vB[j] + o.A[3 + r] * vB[3 + j];
       }

@@ -13,7 +13,7 @@ constexpr int BLOCK_WIDTH = 4, BLOCK_HEIGHT = 2;
 constexpr int BLOCKS_Y = TILE / BLOCK_HEIGHT;
 constexpr int NUM_BLOCKS = TILE * TILE / LANES;
 static_assert(NUM_BLOCKS == 32, "a mask of blocks is a uint32");
-constexpr int CHUNK = 32;  // entries between two looks at which pixels are finished
+constexpr int CHUNK = 64;    // entries whose masks are found before any of them is blended
 constexpr int PREFETCH = 8;  // entries ahead
 constexpr int RGB = 3;       // the number of channels that has a path of its own
 
@@ -49,7 +49,7 @@ struct Frame {
   TileLists lists;
   Array<uint32_t> masks;        // of each entry: the blocks it touches; unset behind the last one
   Array<float> transmittances;  // of each pixel, at the end
-  Array<int32_t> last;          // of each pixel: the last entry that it blended, or -1
+  Array<int32_t> last;          // of each pixel: the last entry before it was finished
 };
 
 struct Tile {
@@ -95,21 +95,46 @@ INLINE uint32_t block_mask(const Splat& s, float x, float y) {
   return mask;
 }
 
-// alpha before it is held at alpha_max, right where `counts` says that it counts; (dx, dy) is the
-// pixel less the mean.
-INLINE Float8 alpha_at(const Splat& s, Float8 dx, Float8 dy, Int8* counts) {
-  Float8 t = dx - splat(s.slope) * dy;
-  Float8 power = splat(s.across) * t * t + splat(s.along) * dy * dy;
-  *counts = ~(Int8)(power - splat(s.log2_least)) >> 31;  // all bits where it is not negative
-  return exp2(power + splat(s.log2_opacity));
+// A splat as seen from a tile's corner: u = across x + skew y + u0, v = along y + v0.
+struct Footprint {
+  Float8 across, skew, along, u0, v0, log2_opacity;
+};
+
+INLINE Footprint footprint(const Splat& s, const Tile& tile) {
+  float x = s.x - (float)tile.x, y = s.y - (float)tile.y;
+  return {splat(s.across), splat(s.skew), splat(s.along), splat(-s.across * x - s.skew * y),
+          splat(-s.along * y), splat(s.log2_opacity)};
 }
 
-// The state of one tile's pixels. A negative transmittance marks a pixel that is finished (or lies
-// outside the image); its size stays what it was.
+INLINE Float8 u_at(const Footprint& f, Float8 x, Float8 y) {
+  return f.across * x + (f.skew * y + f.u0);
+}
+INLINE Float8 v_at(const Footprint& f, Float8 y) { return f.along * y + f.v0; }
+
+// alpha before it is held at alpha_max, right where `counts` says that it counts.
+INLINE Float8 alpha_at(const Footprint& f, Float8 u, Float8 v, Float8 log2_least, Int8* counts) {
+  Float8 power = f.log2_opacity - v * v - u * u;
+  *counts = power >= log2_least;
+  return exp2(power);
+}
+
+// The state of one tile's pixels.
 struct TileState {
-  Float8 transmittances[NUM_BLOCKS];
-  Int8 last[NUM_BLOCKS];  // one more than the last entry that was blended, or 0
-  uint32_t alive;         // blocks with an unfinished pixel
+  Float8 transmittances[NUM_BLOCKS];  // 0 where a pixel is finished or outside the image
+  Float8 finished[NUM_BLOCKS];        // what a finished pixel's transmittance was
+  Int8 last[NUM_BLOCKS];              // the last entry before a pixel was finished
+  uint32_t unfinished[NUM_BLOCKS];    // one bit a pixel
+  uint32_t alive;                     // blocks with an unfinished pixel
+
+  // The pixels without a `live` lane end before this entry.
+  ALWAYS_INLINE void finish(int block, int entry, Int8 live) {
+    Float8 T = transmittances[block];
+    Int8 ends = ~live & (T > splat(0.f));
+    finished[block] += keep(T, ends);
+    last[block] += ends & (splat_int(entry - 1) - last[block]);
+    unfinished[block] = sign_bits(live);
+    if (!unfinished[block]) alive &= ~(1u << block);
+  }
 };
 
 static inline void start_tile(const Grid& grid, const Tile& tile, TileState& state) {
@@ -117,9 +142,11 @@ static inline void start_tile(const Grid& grid, const Tile& tile, TileState& sta
   for (int block = 0; block < NUM_BLOCKS; block++) {
     Int8 inside = (grid.x[block] < splat((float)tile.width)) &
                   (grid.y[block] < splat((float)tile.height));
-    state.transmittances[block] = select(inside, splat(1.f), splat(-1.f));
-    state.last[block] = splat_int(0);
-    if (any(inside)) state.alive |= 1u << block;
+    state.transmittances[block] = keep(splat(1.f), inside);
+    state.finished[block] = splat(0.f);
+    state.last[block] = splat_int(tile.end - 1);
+    state.unfinished[block] = sign_bits(inside);
+    if (state.unfinished[block]) state.alive |= 1u << block;
   }
 }
 
@@ -129,9 +156,9 @@ static inline void start_tile(const Grid& grid, const Tile& tile, TileState& sta
 template <class Receiver>
 INLINE void blend_tile(const Frame& frame, const Grid& grid, const Tile& tile, uint32_t* masks,
                        TileState& state, Receiver& receiver) {
-  const Int8 sign = splat_int(INT32_MIN);
   const Float8 alpha_max = splat(frame.constants.alpha_max);
   const Float8 transmittance_min = splat(frame.constants.transmittance_min);
+  const Float8 log2_least = splat(log2f(frame.constants.alpha_min));
   const int32_t* ids = frame.lists.entry_splat.data;
   start_tile(grid, tile, state);
   for (int begin = tile.begin; begin < tile.end && state.alive; begin += CHUNK) {
@@ -142,26 +169,26 @@ INLINE void blend_tile(const Frame& frame, const Grid& grid, const Tile& tile, u
       masks[entry] = block_mask(s, s.x - (float)tile.x, s.y - (float)tile.y);
     }
     for (int entry = begin; entry < end; entry++) {
-      const Splat& s = frame.splats[ids[entry]];
-      Float8 x = splat(s.x - (float)tile.x), y = splat(s.y - (float)tile.y);
+      const Footprint f = footprint(frame.splats[ids[entry]], tile);
       for (uint32_t m = masks[entry] & state.alive; m; m &= m - 1) {
         int block = __builtin_ctz(m);
         Int8 counts;
-        Float8 alpha = alpha_at(s, grid.x[block] - x, grid.y[block] - y, &counts);
+        Float8 u = u_at(f, grid.x[block], grid.y[block]), v = v_at(f, grid.y[block]);
+        Float8 alpha = alpha_at(f, u, v, log2_least, &counts);
         alpha = keep(minimum(alpha, alpha_max), counts);
         Float8 T = state.transmittances[block];
         Float8 weight = alpha * T, left = T - weight;
         Int8 live = left > transmittance_min;
-        state.transmittances[block] = select(live, left, (Float8)((Int8)T | sign));
-        state.last[block] = max_int(state.last[block], counts & live & splat_int(entry + 1));
-        receiver.add(entry, block, keep(weight, live));
+        if (sign_bits(live) != state.unfinished[block]) {  // seldom: once a pixel
+          state.finish(block, entry, live);
+          weight = keep(weight, live);
+          left = keep(left, live);
+        }
+        state.transmittances[block] = left;
+        receiver.add(entry, block, weight);
       }
     }
     receiver.end_chunk(begin, end);
-    for (uint32_t m = state.alive; m; m &= m - 1) {
-      int block = __builtin_ctz(m);
-      if (all_negative(state.transmittances[block])) state.alive &= ~(1u << block);
-    }
   }
 }
 
@@ -204,7 +231,7 @@ struct DeferredChannelSums {
     p.weights[p.count++] = weight;
   }
   void end_chunk(int begin, int end) {
-    constexpr int AT_ONCE = 8;
+    constexpr int AT_ONCE = 10;  // as many as stay in registers
     const float* rows[CHUNK];
     for (int i = begin; i < end; i++) rows[i - begin] = channels + (int64_t)ids[i] * num_channels;
     for (int block = 0; block < NUM_BLOCKS; block++) {
@@ -249,13 +276,15 @@ static inline void store_tile(Frame& frame, const Tile& tile, const TileState& s
     for (int x = 0; x < tile.width; x++) {
       int block = block_of(x, y), lane = lane_of(x, y);
       int64_t pixel = (int64_t)(tile.y + y) * frame.camera.width + tile.x + x;
-      float left = fabsf(state.transmittances[block][lane]);
+      float left = state.transmittances[block][lane] + state.finished[block][lane];
       frame.transmittances[pixel] = left;
-      frame.last[pixel] = state.last[block][lane] - 1;
+      frame.last[pixel] = state.last[block][lane];
       alphas[pixel] = 1.f - left;
-      for (int k = 0; k < num_channels; k++) {
-        float behind = background ? background[k] * left : 0.f;
-        out[pixel * num_channels + k] = sums[block * num_channels + k][lane] + behind;
+      const float* from = (const float*)(sums + (int64_t)block * num_channels) + lane;
+      float* to = out + pixel * num_channels;
+      for (int k = 0; k < num_channels; k++) to[k] = from[LANES * k];
+      if (background) {
+        for (int k = 0; k < num_channels; k++) to[k] += background[k] * left;
       }
     }
   }

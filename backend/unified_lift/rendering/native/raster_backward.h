@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 // The gradient of the blending, tile by tile and back to front.
 //
-// With v = d loss / d out, c_i the channels of a pixel's i-th splat and q_i = c_i . v:
-//   d loss / d c_i     = w_i v
-//   d loss / d alpha_i = T_i q_i - S_i / (1 - alpha_i),
+// With v = d loss / d out, c_i the channels of a pixel's i-th splat, q_i = c_i . v and
+// r_i = alpha_i / (1 - alpha_i):
+//   d loss / d c_i             = w_i v,  w_i = r_i T_{i + 1},  T_i = T_{i + 1} + w_i
+//   alpha_i d loss / d alpha_i = r_i (T_{i + 1} q_i - S_i)
 //   S_i = sum_{j > i} w_j q_j + T_end (background . v - d loss / d alphas)
-// T_i is won back from T_{i + 1} by division, and S_i by adding w_i q_i: one number a pixel,
-// however many channels there are. With g = alpha_i d loss / d alpha_i = - d loss / d sigma the
-// geometry's gradients are the moments of projection.h. Every (splat, tile) slot has its own place
-// for the sums over the tile, and they are added splat by splat afterwards: no atomic additions, so
-// the result is the same for any number of threads.
+// So two numbers a pixel are carried from the back, T and S, however many channels there are. With
+// g = alpha_i d loss / d alpha_i = - d loss / d sigma the geometry's gradients are the moments of
+// projection.h. Every (splat, tile) slot has its own place for the sums over the tile, and they are
+// added splat by splat afterwards: no atomic additions, so the result is the same for any number of
+// threads.
 #pragma once
 #include "raster.h"
 
@@ -64,16 +65,65 @@ static inline void order_blocks(const int* block_last, int* order) {
   }
 }
 
-// The weights that one entry has had in the blocks that it touches.
-struct EntryWeights {
-  int count = 0;
-  int blocks[NUM_BLOCKS];
+constexpr int CHANNELS_AT_ONCE = 10, BLOCKS_AT_ONCE = 4;  // as many as stay in registers
+
+// Limits of alpha, for every lane.
+struct Limits {
+  Float8 log2_least, alpha_max, ratio_max;
+};
+
+INLINE Limits limits_of(const Constants& constants) {
+  Limits r;
+  r.log2_least = splat(log2f(constants.alpha_min));
+  r.alpha_max = splat(constants.alpha_max);
+  r.ratio_max = r.alpha_max / (splat(1.f) - r.alpha_max);
+  return r;
+}
+
+// What one entry is in the blocks that it touches.
+struct EntryBlocks {
+  int count;
+  int blocks[NUM_BLOCKS + BLOCKS_AT_ONCE];
+  Float8 ratios[NUM_BLOCKS];                 // r
+  Float8 dots[NUM_BLOCKS + BLOCKS_AT_ONCE];  // q
   Float8 weights[NUM_BLOCKS];
 };
 
+INLINE void find_ratios(const Grid& grid, const Limits& limits, const Footprint& f, int entry,
+                        uint32_t mask, const BackwardState& state, EntryBlocks& out) {
+  int count = 0;
+  for (; mask; mask &= mask - 1) {
+    int block = __builtin_ctz(mask);
+    Float8 x = grid.x[block], y = grid.y[block];
+    Int8 counts;
+    Float8 alpha = alpha_at(f, u_at(f, x, y), v_at(f, y), limits.log2_least, &counts);
+    counts &= state.last[block] >= splat_int(entry);
+    alpha = keep(minimum(alpha, limits.alpha_max), counts);
+    out.blocks[count] = block;
+    out.ratios[count++] = alpha / (splat(1.f) - alpha);
+  }
+  out.count = count;
+}
+
+// dots = channels . v in every block. The last blocks are filled up with the first one.
+INLINE void find_dots(const float* channels, const Float8* v, int num_channels,
+                      EntryBlocks& entry) {
+  for (int i = 0; i < BLOCKS_AT_ONCE; i++) entry.blocks[entry.count + i] = entry.blocks[0];
+  for (int first = 0; first < entry.count; first += BLOCKS_AT_ONCE) {
+    Float8 q[BLOCKS_AT_ONCE] = {};
+    const Float8* from[BLOCKS_AT_ONCE];
+    for (int i = 0; i < BLOCKS_AT_ONCE; i++) from[i] = v + entry.blocks[first + i] * num_channels;
+    for (int k = 0; k < num_channels; k++) {
+      Float8 c = splat(channels[k]);
+      for (int i = 0; i < BLOCKS_AT_ONCE; i++) q[i] += c * from[i][k];
+    }
+    for (int i = 0; i < BLOCKS_AT_ONCE; i++) entry.dots[first + i] = q[i];
+  }
+}
+
 // sums[k] = sum over the blocks of weight * v, for the K channels from `first` on.
 template <int K>
-INLINE void sum_channels(const EntryWeights& entry, const Float8* v, int num_channels, int first,
+INLINE void sum_channels(const EntryBlocks& entry, const Float8* v, int num_channels, int first,
                          Float8* sums) {
   Float8 s[K] = {};
   for (int i = 0; i < entry.count; i++) {
@@ -85,7 +135,7 @@ INLINE void sum_channels(const EntryWeights& entry, const Float8* v, int num_cha
 
 // The last `rest` <= K channels.
 template <int K>
-INLINE void sum_rest(int rest, const EntryWeights& entry, const Float8* v, int num_channels,
+INLINE void sum_rest(int rest, const EntryBlocks& entry, const Float8* v, int num_channels,
                      int first, Float8* sums) {
   if (rest == K) sum_channels<K>(entry, v, num_channels, first, sums);
   if constexpr (K > 1) {
@@ -93,59 +143,56 @@ INLINE void sum_rest(int rest, const EntryWeights& entry, const Float8* v, int n
   }
 }
 
-INLINE void sum_all_channels(const EntryWeights& entry, const Float8* v, int num_channels,
+INLINE void sum_all_channels(const EntryBlocks& entry, const Float8* v, int num_channels,
                              Float8* sums) {
-  constexpr int AT_ONCE = 8;
   int k = 0;
-  for (; k + AT_ONCE <= num_channels; k += AT_ONCE) {
-    sum_channels<AT_ONCE>(entry, v, num_channels, k, sums);
+  for (; k + CHANNELS_AT_ONCE <= num_channels; k += CHANNELS_AT_ONCE) {
+    sum_channels<CHANNELS_AT_ONCE>(entry, v, num_channels, k, sums);
   }
-  sum_rest<AT_ONCE - 1>(num_channels - k, entry, v, num_channels, k, sums);
+  sum_rest<CHANNELS_AT_ONCE - 1>(num_channels - k, entry, v, num_channels, k, sums);
 }
 
 // One entry over the blocks of `mask`: sums[0 .. NUM_MOMENTS + D) over the tile, lane by lane.
-// (x, y) is its mean from the tile's corner. FIXED is D where the compiler is to know it, or 0.
+// FIXED is D where the compiler is to know it, or 0.
 template <int FIXED>
-INLINE void blend_backward(const Grid& grid, float alpha_limit, const Splat& s, float x, float y,
-                           int entry, const float* channels, int num_channels, const Float8* v,
-                           uint32_t mask, BackwardState& state, Float8* sums) {
+INLINE void blend_backward(const Grid& grid, const Limits& limits, const Footprint& f, int entry,
+                           const float* channels, int num_channels, const Float8* v, uint32_t mask,
+                           BackwardState& state, Float8* sums) {
   const int D = FIXED ? FIXED : num_channels;
-  const Float8 one = splat(1.f), alpha_max = splat(alpha_limit);
-  Float8 gx = {}, gy = {}, gxx = {}, gxy = {}, gyy = {}, g_all = {};
+  EntryBlocks blended;
+  find_ratios(grid, limits, f, entry, mask, state, blended);
+  if constexpr (FIXED == 0) find_dots(channels, v, D, blended);
+  Float8 gu = {}, gv = {}, guu = {}, guv = {}, gvv = {}, g_all = {};
   Float8 channel_sums[FIXED ? FIXED : 1] = {};
-  EntryWeights blended;
-  for (; mask; mask &= mask - 1) {
-    int block = __builtin_ctz(mask);
+  for (int i = 0; i < blended.count; i++) {
+    int block = blended.blocks[i];
     const Float8* v_block = v + block * D;
-    Float8 dx = grid.x[block] - splat(x), dy = grid.y[block] - splat(y);
-    Int8 counts;
-    Float8 raw = alpha_at(s, dx, dy, &counts);
-    raw = keep(raw, counts & (state.last[block] >= splat_int(entry)));
-    Float8 alpha = minimum(raw, alpha_max);
-    Float8 inverse = one / (one - alpha);
-    Float8 q = splat(channels[0]) * v_block[0];
-    for (int k = 1; k < D; k++) q += splat(channels[k]) * v_block[k];
-    Float8 T = state.T[block] * inverse, S = state.S[block];
-    Float8 weight = alpha * T;
-    state.T[block] = T;
-    state.S[block] = S + weight * q;
+    Float8 ratio = blended.ratios[i], T = state.T[block], S = state.S[block], q = {};
+    if constexpr (FIXED > 0) {
+      for (int k = 0; k < FIXED; k++) q += splat(channels[k]) * v_block[k];
+    } else {
+      q = blended.dots[i];
+    }
+    Float8 weight = ratio * T, Tq = T * q;
+    state.T[block] = T + weight;
+    state.S[block] = S + ratio * Tq;
     // Where alpha was held at its maximum, the geometry does not change it.
-    Float8 g = keep(raw * (T * q - inverse * S), raw <= alpha_max);
-    Float8 g_dx = g * dx, g_dy = g * dy;
-    gx += g_dx;
-    gy += g_dy;
-    gxx += g_dx * dx;
-    gxy += g_dx * dy;
-    gyy += g_dy * dy;
+    Float8 g = keep(ratio * (Tq - S), ratio < limits.ratio_max);
+    Float8 u_pixel = u_at(f, grid.x[block], grid.y[block]), v_pixel = v_at(f, grid.y[block]);
+    Float8 g_u = g * u_pixel, g_v = g * v_pixel;
+    gu += g_u;
+    gv += g_v;
+    guu += g_u * u_pixel;
+    guv += g_u * v_pixel;
+    gvv += g_v * v_pixel;
     g_all += g;
     if constexpr (FIXED > 0) {
       for (int k = 0; k < FIXED; k++) channel_sums[k] += weight * v_block[k];
     } else {
-      blended.weights[blended.count] = weight;
-      blended.blocks[blended.count++] = block;
+      blended.weights[i] = weight;
     }
   }
-  const Float8 moments[NUM_MOMENTS] = {gx, gy, gxx, gxy, gyy, g_all};
+  const Float8 moments[NUM_MOMENTS] = {gu, gv, guu, guv, gvv, g_all};
   memcpy(sums, moments, sizeof(moments));
   if constexpr (FIXED > 0) {
     memcpy(sums + NUM_MOMENTS, channel_sums, sizeof(channel_sums));
@@ -164,6 +211,7 @@ static void backward_tile(const Frame& frame, const Grid& grid, const Tile& tile
                           int num_channels, const float* channels, const Float8* v,
                           BackwardState& state, Float8* sums, float* slots) {
   const int size = slot_size(num_channels);
+  const Limits limits = limits_of(frame.constants);
   const int32_t* ids = frame.lists.entry_splat.data;
   const int32_t* entry_slot = frame.lists.entry_slot.data;
   int order[NUM_BLOCKS], num_active = 0;
@@ -185,11 +233,10 @@ static void backward_tile(const Frame& frame, const Grid& grid, const Tile& tile
       prefetch_floats(channels + (int64_t)next * num_channels, num_channels);
       prefetch_floats(slots + (int64_t)entry_slot[entry - PREFETCH] * size, size);
     }
-    const Splat& s = frame.splats[ids[entry]];
-    blend_backward<FIXED>(grid, frame.constants.alpha_max, s, s.x - (float)tile.x,
-                          s.y - (float)tile.y, entry,
-                          channels + (int64_t)ids[entry] * num_channels, num_channels, v, mask,
-                          state, sums);
+    int id = ids[entry];
+    blend_backward<FIXED>(grid, limits, footprint(frame.splats[id], tile), entry,
+                          channels + (int64_t)id * num_channels, num_channels, v, mask, state,
+                          sums);
     for (int k = 0; k < size; k += LANES) {
       Float8 totals = sums_of_8(sums + k);
       memcpy(slot + k, &totals, sizeof(float) * (size_t)least(LANES, size - k));

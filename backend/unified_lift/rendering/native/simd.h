@@ -34,7 +34,6 @@ INLINE void store(float* p, Float8 a) { memcpy(p, &a, sizeof(a)); }
 
 INLINE Float8 select(Int8 mask, Float8 a, Float8 b) { return mask ? a : b; }
 INLINE Float8 keep(Float8 a, Int8 mask) { return (Float8)((Int8)a & mask); }  // 0 elsewhere
-INLINE Int8 max_int(Int8 a, Int8 b) { return a > b ? a : b; }
 
 #if defined(__AVX__)
 INLINE Float8 minimum(Float8 a, Float8 b) { return (Float8)_mm256_min_ps((__m256)a, (__m256)b); }
@@ -82,8 +81,6 @@ INLINE Float8 sums_of_8(const Float8* a) {
 }
 #endif
 
-INLINE bool any(Int8 mask) { return sign_bits(mask) != 0; }
-INLINE bool all_negative(Float8 a) { return sign_bits((Int8)a) == 0xff; }
 INLINE Int8 is_finite(Float8 a) { return a - a == splat(0.f); }
 
 // 2^x for |x| <= 126 with a relative error of 2e-7; any number for other x. x is split into an
