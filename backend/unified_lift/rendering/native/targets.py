@@ -11,7 +11,11 @@ from typing import NamedTuple
 
 NATIVE_DIR = Path(__file__).parent
 LIBRARY_DIR = NATIVE_DIR / "lib"
-PF_AVX2_INSTRUCTIONS_AVAILABLE = 40  # winnt.h
+
+# What an x86 processor must have, by the names of Linux, macOS (sysctl hw.optional) and Windows
+# (winnt.h, PF_*_INSTRUCTIONS_AVAILABLE); there one stands for the rest.
+AVX2 = (("avx2", "fma"), "avx2_0", 40)
+AVX512 = (("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"), "avx512vl", 41)
 
 
 class Target(NamedTuple):
@@ -19,7 +23,7 @@ class Target(NamedTuple):
 
     system: str  # as sys.platform
     machine: str  # x86_64 or aarch64
-    needs_avx2: bool
+    needs: tuple | None  # AVX2, AVX512 or nothing
     triple: str
     cpu: str
     suffix: str
@@ -27,20 +31,20 @@ class Target(NamedTuple):
 
 # The best library for a machine stands before the ones that also fit.
 TARGETS: dict[str, Target] = {
-    "linux-x86_64-v3": Target("linux", "x86_64", True, "x86_64-linux-gnu.2.17", "x86_64_v3", ".so"),
-    "linux-x86_64-v2": Target(
-        "linux", "x86_64", False, "x86_64-linux-gnu.2.17", "x86_64_v2", ".so"
+    "linux-x86_64-v4": Target(
+        "linux", "x86_64", AVX512, "x86_64-linux-gnu.2.17", "x86_64_v4", ".so"
     ),
-    "linux-aarch64": Target("linux", "aarch64", False, "aarch64-linux-gnu.2.17", "generic", ".so"),
-    "windows-x86_64-v3": Target("win32", "x86_64", True, "x86_64-windows-gnu", "x86_64_v3", ".dll"),
-    "windows-x86_64-v2": Target(
-        "win32", "x86_64", False, "x86_64-windows-gnu", "x86_64_v2", ".dll"
+    "linux-x86_64-v3": Target("linux", "x86_64", AVX2, "x86_64-linux-gnu.2.17", "x86_64_v3", ".so"),
+    "linux-x86_64-v2": Target("linux", "x86_64", None, "x86_64-linux-gnu.2.17", "x86_64_v2", ".so"),
+    "linux-aarch64": Target("linux", "aarch64", None, "aarch64-linux-gnu.2.17", "generic", ".so"),
+    "windows-x86_64-v4": Target(
+        "win32", "x86_64", AVX512, "x86_64-windows-gnu", "x86_64_v4", ".dll"
     ),
-    "macos-arm64": Target("darwin", "aarch64", False, "aarch64-macos.11.0", "apple_m1", ".dylib"),
-    "macos-x86_64-v3": Target("darwin", "x86_64", True, "x86_64-macos.11.0", "x86_64_v3", ".dylib"),
-    "macos-x86_64-v2": Target(
-        "darwin", "x86_64", False, "x86_64-macos.11.0", "x86_64_v2", ".dylib"
-    ),
+    "windows-x86_64-v3": Target("win32", "x86_64", AVX2, "x86_64-windows-gnu", "x86_64_v3", ".dll"),
+    "windows-x86_64-v2": Target("win32", "x86_64", None, "x86_64-windows-gnu", "x86_64_v2", ".dll"),
+    "macos-arm64": Target("darwin", "aarch64", None, "aarch64-macos.11.0", "apple_m1", ".dylib"),
+    "macos-x86_64-v3": Target("darwin", "x86_64", AVX2, "x86_64-macos.11.0", "x86_64_v3", ".dylib"),
+    "macos-x86_64-v2": Target("darwin", "x86_64", None, "x86_64-macos.11.0", "x86_64_v2", ".dylib"),
 }
 
 
@@ -58,20 +62,20 @@ def host_targets() -> list[str]:
         name
         for name, target in TARGETS.items()
         if (target.system, target.machine) == (sys.platform, machine)
-        and (not target.needs_avx2 or has_avx2())
+        and (target.needs is None or has(*target.needs))
     ]
 
 
-def has_avx2() -> bool:
-    """Whether this x86 processor has what x86-64-v3 asks for (AVX2 stands for the rest)."""
+def has(linux_flags: tuple[str, ...], macos_name: str, windows_feature: int) -> bool:
+    """Whether this x86 processor has a set of instructions; see `AVX2`."""
     if sys.platform == "win32":
         kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
-        return bool(kernel.IsProcessorFeaturePresent(PF_AVX2_INSTRUCTIONS_AVAILABLE))
+        return bool(kernel.IsProcessorFeaturePresent(windows_feature))
     if sys.platform == "darwin":
         value, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
         libc = ctypes.CDLL(None)
-        name = b"hw.optional.avx2_0"
+        name = f"hw.optional.{macos_name}".encode()
         failed = libc.sysctlbyname(name, ctypes.byref(value), ctypes.byref(size), None, 0)
         return not failed and value.value == 1
     flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
-    return "avx2" in flags and "fma" in flags
+    return set(linux_flags) <= set(flags)
