@@ -15,7 +15,13 @@ import torch
 from unified_lift import __version__
 from unified_lift.capture import Capture, View, read_capture
 from unified_lift.capture.images import load_photo, resize_labels, resized_view
-from unified_lift.config import MASKS_AUTO, PRESETS, PipelineConfig, SurfaceMaskConfig
+from unified_lift.config import (
+    MASKS_AUTO,
+    PRESETS,
+    GeometryConfig,
+    PipelineConfig,
+    SurfaceMaskConfig,
+)
 from unified_lift.gaussians import GEOMETRY, Gaussians, from_splats, to_splats
 from unified_lift.geometry import train
 from unified_lift.masks.folder import folder_label_maps
@@ -158,7 +164,12 @@ def check_suite(capture_dir: Path, levels: Sequence[str], report: Report) -> Inp
         folder = _level_dir(capture_dir, level)
         folder_label_maps(folder, capture.train_views, report)
         masks[level] = _digest(_contents(folder))
-    return Inputs(_digest(_capture_parts(capture)), truth, masks)
+    return Inputs(digest_photos(capture), truth, masks)
+
+
+def digest_photos(capture: Capture) -> str:
+    """Digest of a capture's photos, cameras and points."""
+    return _digest(_capture_parts(capture))
 
 
 def _capture_parts(capture: Capture) -> Iterable[bytes]:
@@ -206,15 +217,7 @@ def load_suite(
         read_capture(capture_dir), cache_dir, config.longest_side, CONFIG, report
     )
     truths = _read_truths(capture_dir, capture)
-    source = {"version": __version__, "photos": digest, "preset": repr(config)}
-    gaussians = _known_splats(cache_dir, source, report)
-    if gaussians is None:
-        report.stage("geometry", f"{capture_dir.name}: training splats")
-        points = (capture.points, capture.point_colors)
-        trained = train(photos.images, photos.cameras, *points, config, engine, SEED, report)
-        write_ply(cache_dir / GEOMETRY_FILE, to_splats(trained))
-        write_json(cache_dir / SOURCE_FILE, source)
-        gaussians = from_splats(read_ply(cache_dir / GEOMETRY_FILE))
+    gaussians = trained_splats(capture, photos, cache_dir, config, digest, engine, report)
     gaussians = {name: value.to(engine.device) for name, value in gaussians.items()}
     side, _ = lift_size(photos, CONFIG)
     photos = photos.at(side)
@@ -223,6 +226,28 @@ def load_suite(
     meta = read_meta(capture_dir / GT_DIR)
     views = list(capture.test_views)
     return Suite(capture_dir, gaussians, photos, weights, views, truths, *meta, engine)
+
+
+def trained_splats(
+    capture: Capture,
+    photos: Photos,
+    cache_dir: Path,
+    config: GeometryConfig,
+    digest: str,
+    engine: Engine,
+    report: Report,
+) -> Gaussians:
+    """Train a capture's splats, or take those of an earlier run; arguments as `load_suite`."""
+    source = {"version": __version__, "photos": digest, "preset": repr(config)}
+    gaussians = _known_splats(cache_dir, source, report)
+    if gaussians is None:
+        report.stage("geometry", f"{capture.root.name}: training splats")
+        points = (capture.points, capture.point_colors)
+        trained = train(photos.images, photos.cameras, *points, config, engine, SEED, report)
+        write_ply(cache_dir / GEOMETRY_FILE, to_splats(trained))
+        write_json(cache_dir / SOURCE_FILE, source)
+        gaussians = from_splats(read_ply(cache_dir / GEOMETRY_FILE))
+    return gaussians
 
 
 def _known_splats(cache_dir: Path, source: dict, report: Report) -> Gaussians | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The CUDA engine, made of gsplat's kernels. Written against the source of gsplat 1.5.3."""
+"""The CUDA engine, made of gsplat's kernels, and its parts for torch. Written for gsplat 1.5.3."""
 
 from __future__ import annotations
 
@@ -106,6 +106,45 @@ class GsplatEngine:
             backgrounds=None if background is None else background[None],
         )
         return Render(channels[0], alphas[0, ..., 0]), meta["means2d"]
+
+
+def project_in_torch(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    sh0: Tensor,
+    shN: Tensor,
+    camera: Camera,
+    config: RenderConfig,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What of gsplat runs without CUDA: projection and spherical harmonics, in plain torch.
+
+    Args:
+        means, quats, scales, sh0, shN, camera: as `Engine.render`.
+        config: the blur and the near plane.
+
+    Returns:
+        means2d (N, 2), conics (N, 3) and colours (N, 3).
+
+    Raises:
+        JobError: gsplat is not installed.
+    """
+    try:
+        from gsplat.cuda import _torch_impl as gsplat
+    except ImportError as error:
+        raise JobError("gsplat is not installed ('pip install gsplat').") from error
+
+    covars, _ = gsplat._quat_scale_to_covar_preci(quats, scales.exp(), compute_preci=False)
+    _, means2d, _, conics, _ = gsplat._fully_fused_projection(
+        *(means, covars, camera.viewmat[None], camera.K[None], camera.width, camera.height),
+        eps2d=config.eps2d,
+        near_plane=config.near,
+    )
+    coefficients = torch.cat([sh0, shN], 1)
+    centre = -camera.viewmat[:3, :3].T @ camera.viewmat[:3, 3]
+    degree = math.isqrt(coefficients.shape[1]) - 1
+    colors = gsplat._spherical_harmonics(degree, means - centre, coefficients)
+    return means2d[0], conics[0], (colors + 0.5).clamp(min=0)
 
 
 def _check_kernels() -> None:
