@@ -156,6 +156,66 @@ def test_blends_any_channels_like_the_reference(engine, scene, num_channels):
     assert_conforms(engine, "rasterize", gaussians | {"channels": channels}, make_camera())
 
 
+def needles():
+    """Long, thin, and one of them flat as well."""
+    gaussians = make_gaussians(3, seed=1, spread=0.2)
+    gaussians["scales"] = torch.tensor([[1.5, -9, -9], [-9, 2, -9], [0.5, -12, -3]])
+    return gaussians
+
+
+def covering_all():
+    gaussians = make_gaussians(3, seed=2, spread=0.3)
+    gaussians["scales"][:] = torch.tensor([4.5, 4, 3.5])
+    return gaussians
+
+
+def all_behind():
+    gaussians = make_gaussians(100, seed=3)
+    gaussians["means"][:, 2] = -3.5 - gaussians["means"][:, 2].abs()
+    return gaussians
+
+
+def all_transparent():
+    gaussians = make_gaussians(40, seed=4)
+    gaussians["opacities"][:] = -30
+    return gaussians
+
+
+def thousands_in_one_pixel():
+    """Along the ray of one pixel; their depths differ by more than float32 rounds."""
+    viewmat, K, width, height = make_camera()
+    gaussians = make_gaussians(4000, seed=5, scale=-7)
+    depths = torch.linspace(2, 4, 4000)[torch.randperm(4000)]
+    pixel = torch.tensor([width // 2 + 0.5, height // 2 + 0.5, 1])
+    points = depths[:, None] * (torch.linalg.inv(K) @ pixel)
+    gaussians["means"] = (points - viewmat[:3, 3]) @ viewmat[:3, :3]
+    return gaussians
+
+
+DEGENERATE = {
+    "needles": (needles, (45, 31)),
+    "covering all": (covering_all, (45, 31)),
+    "covering one pixel": (covering_all, (1, 1)),
+    "all behind": (all_behind, (45, 31)),
+    "all transparent": (all_transparent, (45, 31)),
+    "thousands in one pixel": (thousands_in_one_pixel, (45, 31)),
+    "none": (lambda: make_gaussians(0), (45, 31)),
+}
+
+
+@pytest.mark.parametrize("num_channels", [3, 19])
+@pytest.mark.parametrize("scene", DEGENERATE)
+def test_degenerate_scenes_are_drawn_to_the_last_pixel(engine, scene, num_channels):
+    """No pixel is off by 1e-4, no parameter's gradient by 1e-3 of its norm."""
+    make, size = DEGENERATE[scene]
+    tensors = make()
+    generator = torch.Generator().manual_seed(7)
+    tensors["channels"] = torch.randn(len(tensors["means"]), num_channels, generator=generator)
+    actual, expected = assert_conforms(engine, "rasterize", tensors, make_camera(*size))
+    for ours, truth in zip(actual[:2], expected[:2], strict=True):
+        assert (ours.detach().cpu().double() - truth.detach()).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 3), (5, 40)])
 def test_renders_any_size(engine, size):
     tensors = make_gaussians(150) | {"channels": torch.rand(150, 3)}
@@ -198,9 +258,11 @@ def test_a_gaussian_that_is_not_finite_is_culled(cpu, name, value):
     rest = {k: t[1:] for k, t in tensors.items()}
     tensors[name][0] = value
     render, gradients = run(cpu, "render", tensors, make_camera())
-    expected, _ = run(cpu, "render", rest, make_camera())
+    expected, expected_gradients = run(cpu, "render", rest, make_camera())
     assert torch.equal(render.channels, expected.channels)
-    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    for key, gradient in gradients.items():
+        assert torch.equal(gradient[1:], expected_gradients[key])
+        assert not gradient[0].any()
 
 
 def test_extreme_sizes_stay_finite(cpu):
@@ -370,6 +432,66 @@ def test_nothing_is_said_where_nothing_is_compiled():
     command = [sys.executable, "-I", "-m", "unified_lift.rendering.native.compile"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout + result.stderr == ""
+
+
+def run_python(program, **environment):
+    """A process of its own, which may be refused or hold much memory."""
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+HUGE_VIEW = """
+import torch, resource
+from unified_lift.rendering import Camera
+from unified_lift.rendering.cpu import CpuEngine
+torch.manual_seed(0)
+K = torch.tensor([[7000, 0, 4000], [0, 7000, 3000], [0, 0, 1.0]])
+camera = Camera(torch.eye(4), K, 8000, 6000)
+means = torch.randn(NUM, 3) * torch.tensor([1, 1, 0.1]) + torch.tensor([0, 0, 5.0])
+shape = (torch.randn(NUM, 4), torch.full((NUM, 3), LOG_SCALE), torch.zeros(NUM))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with torch.no_grad():
+    render = CpuEngine(2).rasterize(means, *shape, torch.rand(NUM, 3), camera)
+held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(render.alphas.mean().item(), held / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="asks how much memory a process has held")
+def test_a_huge_view_takes_memory_for_its_pixels_only():
+    result = run_python(HUGE_VIEW.replace("NUM", "100").replace("LOG_SCALE", "-2.0"))
+    assert result.returncode == 0, result.stderr
+    coverage, megabytes = map(float, result.stdout.split())
+    unit = 1024 if sys.platform == "darwin" else 1  # there getrusage counts bytes
+    assert 0.01 < coverage < 1
+    assert megabytes / unit < 1.25 * 8000 * 6000 * 4 * (3 + 1 + 1 + 1) / 2**20
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="shares the program above")
+def test_a_view_with_too_many_pairs_is_refused_before_it_takes_the_memory():
+    program = (
+        f"import resource\nresource.setrlimit(resource.RLIMIT_AS, (8 << 30,) * 2)\n{HUGE_VIEW}"
+    )
+    result = run_python(program.replace("NUM", "20000").replace("LOG_SCALE", "2.0"))
+    assert result.returncode == 1
+    assert "8000 x 6000 pixels with 20000 Gaussians is too large" in result.stderr
+
+
+def test_a_library_that_does_not_load_is_a_clear_error(tmp_path):
+    package = Path(unified_lift.__file__).parent
+    shutil.copytree(package, tmp_path / "unified_lift", ignore=shutil.ignore_patterns("lib"))
+    path = tmp_path / "unified_lift" / library_path(host_targets()[0]).relative_to(package)
+    path.parent.mkdir()
+    path.write_bytes(b"no library")
+    program = "import unified_lift.rendering as r\nr.load_engine('cpu')"
+    result = run_python(program, PYTHONPATH=str(tmp_path))
+    assert f"JobError: The native core {path} does not load" in result.stderr
+    assert result.stderr.rstrip().endswith("Reinstall it.")
 
 
 def test_without_a_native_core_auto_is_the_reference_and_says_why(tmp_path):

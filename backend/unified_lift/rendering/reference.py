@@ -189,7 +189,7 @@ def shade(means: Tensor, sh0: Tensor, shN: Tensor, camera: Camera) -> Tensor:
     coefficients = torch.cat([sh0, shN], 1)
     basis = spherical_harmonics(directions)[:, : coefficients.shape[1]]
     colors = 0.5 + torch.einsum("nk,nkc->nc", basis, coefficients)
-    return torch.where(colors < 0, 0, colors)
+    return torch.where((colors < 0) & colors.isfinite(), 0, colors)
 
 
 def spherical_harmonics(directions: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ API int abi_version() { return 2; }
 API const char* source_hash() { return STRING(UL_SOURCE_HASH); }
 
 // Project the Gaussians into a view and list them by tiles. Null if the view has more pairs of
-// Gaussian and tile than an int32 counts. A frame must be freed.
+// Gaussian and tile than MAX_SLOTS. A frame must be freed.
 API Frame* frame_create(const Constants* constants, int num_gaussians, const float* means,
                         const float* quats, const float* scales, const float* opacities,
                         int num_channels, const float* channels, const float* viewmat,

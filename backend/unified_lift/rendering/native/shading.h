@@ -88,6 +88,9 @@ static inline void camera_centre(const float* viewmat, float* centre) {
   }
 }
 
+// What is not finite stays so: the projection culls such a Gaussian.
+INLINE float held_colour(float c) { return c < 0 && c > -INFINITY ? 0.f : c; }
+
 // colors: n x 3.
 static void shade_forward(int n, int num_coeffs, const float* viewmat, const float* means,
                           const float* sh0, const float* shN, int num_threads, float* colors) {
@@ -105,10 +108,9 @@ static void shade_forward(int n, int num_coeffs, const float* viewmat, const flo
         g += Y[k] * sh[3 * k + 1];
         b += Y[k] * sh[3 * k + 2];
       }
-      // Written so that NaN stays NaN: the projection culls such a Gaussian.
-      colors[3 * i] = r < 0 ? 0 : r;
-      colors[3 * i + 1] = g < 0 ? 0 : g;
-      colors[3 * i + 2] = b < 0 ? 0 : b;
+      colors[3 * i] = held_colour(r);
+      colors[3 * i + 1] = held_colour(g);
+      colors[3 * i + 2] = held_colour(b);
     }
   });
 }

@@ -10,6 +10,7 @@ namespace ul {
 
 constexpr int TILE = 16;          // pixels a side
 constexpr int BIN_CHUNK = 2048;   // splats whose tiles are listed by one thread at a time
+constexpr int64_t MAX_SLOTS = 1 << 28;  // of a view: lists of at most some 5 GB
 
 struct TileLists {
   int num_tiles_x = 0, num_tiles = 0;
@@ -132,7 +133,8 @@ static void deal_slots(const Array<int32_t>& order, int n,
   });
 }
 
-// False if the view has more (splat, tile) pairs than an int32 counts.
+// False if the view has more than MAX_SLOTS (splat, tile) pairs, which is found out before there is
+// memory for them.
 static bool make_tile_lists(const Splat* splats, int n, int width, int height, int num_threads,
                             TileLists& lists) {
   lists.num_tiles_x = (width + TILE - 1) / TILE;
@@ -142,6 +144,7 @@ static bool make_tile_lists(const Splat* splats, int n, int width, int height, i
   int num_chunks = (n + BIN_CHUNK - 1) / BIN_CHUNK;
   Array<List<int32_t>> chunk_tiles(num_chunks);
   chunk_tiles.zero();
+  int64_t total = 0;
   parallel_for(num_threads, num_chunks, 1, [&](int begin, int end) {
     for (int i = begin * BIN_CHUNK; i < least(n, end * BIN_CHUNK); i++) {
       List<int32_t>& tiles = chunk_tiles[i / BIN_CHUNK];
@@ -149,20 +152,20 @@ static bool make_tile_lists(const Splat* splats, int n, int width, int height, i
       if (splats[i].opacity > 0.f) {
         for_each_tile(splats[i], width, height, lists.num_tiles_x, [&](int t) { tiles.push(t); });
       }
-      lists.slots_begin[i + 1] = (int32_t)(tiles.size - before);
+      int64_t own = tiles.size - before;
+      lists.slots_begin[i + 1] = (int32_t)own;
+      if (__atomic_add_fetch(&total, own, __ATOMIC_RELAXED) > MAX_SLOTS) return;
     }
   });
-  int64_t total = 0;
-  Array<int32_t> order(n);
-  int num_visible = 0;
-  lists.slots_begin[0] = 0;
-  for (int i = 0; i < n; i++) {
-    if (lists.slots_begin[i + 1] > 0) order[num_visible++] = i;
-    total += lists.slots_begin[i + 1];
-    lists.slots_begin[i + 1] = (int32_t)total;
-  }
-  bool fits = total <= INT32_MAX;
+  bool fits = total <= MAX_SLOTS;
   if (fits) {
+    Array<int32_t> order(n);
+    int num_visible = 0;
+    lists.slots_begin[0] = 0;
+    for (int i = 0; i < n; i++) {
+      if (lists.slots_begin[i + 1] > 0) order[num_visible++] = i;
+      lists.slots_begin[i + 1] += lists.slots_begin[i];
+    }
     lists.entry_splat.resize(total);
     lists.entry_slot.resize(total);
     sort_by_depth(splats, num_visible, order.data);
