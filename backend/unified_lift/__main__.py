@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from unified_lift import __version__
@@ -171,7 +172,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
     check_report_name(arguments.out)
     methods = arguments.methods or list(ABLATION if arguments.ablation else METHODS)
     methods = [name for name in dict.fromkeys(methods) if name != ORACLE]  # which is always run
-    masks = list(dict.fromkeys(arguments.masks))
+    masks = list(dict.fromkeys(level.rstrip("/\\") for level in arguments.masks))
     plan = Plan(arguments.suites, masks, methods, range(arguments.seeds), arguments.preset)
     engine = load_engine(arguments.device)
     work_dir = arguments.out.with_suffix("")
@@ -211,7 +212,14 @@ def check_report_name(path: Path) -> None:
 
 def public(arguments: argparse.Namespace) -> int:
     """Run a public benchmark on the user's copy, and write its scores scene by scene."""
-    from unified_lift.benchmark.public import find_scenes, read_public, score_public, write_public
+    from unified_lift.benchmark.public import (
+        check_truth,
+        find_scenes,
+        read_public,
+        score_public,
+        start_scene,
+        write_public,
+    )
     from unified_lift.views import render_views
 
     scores = {}
@@ -219,13 +227,16 @@ def public(arguments: argparse.Namespace) -> int:
         folder = arguments.out / scene_dir.name
         scene = read_public(arguments.kind, scene_dir)
         log.info("%s", scene_dir.name)
+        check_truth(scene)
+        with_given = bool(scene.given) and not arguments.auto
+        masks = str((folder / "capture" / "masks").absolute()) if with_given else MASKS_AUTO
+        settings = chosen_settings(arguments, masks=masks)
+        start_scene(scene_dir, folder, asdict(settings))
         job, ids = folder / "job", folder / "views"
         if not (job / SCENE_FILE).exists():
-            capture, masks = write_public(scene, folder / "capture")
-            given = str(masks) if masks and not arguments.auto else MASKS_AUTO
-            settings = chosen_settings(arguments, masks=given)
+            request = JobRequest(str(write_public(scene, folder / "capture")), settings)
             if not (job / REQUEST_FILE).exists():
-                write_job(job, JobRequest(str(capture), settings))
+                write_job(job, request)
             if code := run_job(job, print_event):
                 return code
         render_views(job, ids, "all", [], arguments.device)
@@ -304,8 +315,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("suites", type=Path, nargs="+", help="captures with gt/ and masks/")
     command.add_argument("--out", type=Path, required=True, help="report.md to write")
     command.add_argument("--masks", nargs="+", default=["paper"], help="folders of masks/, or auto")
-    command.add_argument("--methods", nargs="+", help="rows of the report")
-    command.add_argument("--ablation", action="store_true", help="the rows of the ablation")
+    rows = command.add_mutually_exclusive_group()
+    rows.add_argument("--methods", nargs="+", help="rows of the report")
+    rows.add_argument("--ablation", action="store_true", help="the rows of the ablation")
     command.add_argument("--seeds", type=int, default=1, help="how many of them")
     command.add_argument("--preset", choices=list(PRESETS), default=Settings.preset)
     command.add_argument("--device", choices=DEVICES, default=Settings.device)
@@ -337,6 +349,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.info("Cancelled")
         return EXIT_CANCELLED
+    except Locked as error:
+        log.error("Error: %s Wait for it, or stop it.", error)
+        return EXIT_LOCKED
     except JobError as error:
         log.error("Error: %s", error)
     except OSError as error:

@@ -98,9 +98,9 @@ def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
         scene = (job_dir, photos, capture, config, engine)
         gaussians = _geometry(*scene, settings.seed, report, previews, joint)
     views = capture.test_views or capture.train_views
-    quality, opaque = _quality(views, gaussians, engine, config.longest_side)
+    quality, flat, opaque = _quality(views, gaussians, engine, config.longest_side)
     if settings.splat:
-        _judge_splats(settings.splat, quality, opaque, report)
+        _judge_splats(settings.splat, quality, flat, opaque, report)
     previews.show(gaussians, None, "Splats")
 
     report.stage("masks", _masks_label(settings))
@@ -146,13 +146,16 @@ def _read_splats(path: Path, capture: Capture) -> Gaussians:
     return from_splats(splats)
 
 
-def _judge_splats(path: str, quality: float, opaque: float, report: JobReport) -> None:
+def _judge_splats(path: str, quality: float, flat: float, opaque: float, report: JobReport) -> None:
     """Tell where the user's own splats are not of these photos; refuse what no photo shows."""
     remedy = "Its splats have to lie in the world frame of the capture's cameras."
     if opaque < CONFIG.min_splat_alpha:
         raise JobError(f"{path} shows next to nothing in the views of the photos. {remedy}")
-    if quality < CONFIG.min_splat_psnr:
-        report.warning(f"{path} looks unlike the photos (PSNR {quality:.1f} dB). {remedy}")
+    if quality < flat + CONFIG.min_splat_gain:
+        report.warning(
+            f"{path} looks unlike the photos (PSNR {quality:.1f} dB, one flat colour has "
+            f"{flat:.1f} dB). {remedy}"
+        )
 
 
 def _geometry(
@@ -378,13 +381,18 @@ def _write_masks(folder: Path, lifting: Lifting) -> None:
 
 def _quality(
     views: Sequence[View], gaussians: Gaussians, engine: Engine, side: int
-) -> tuple[float, float]:
-    """Mean PSNR in dB and mean alpha over views, at the size of the training photos."""
+) -> tuple[float, float, float]:
+    """Means over views at the size of the training photos: PSNR, that of flat colour, and alpha.
+
+    The flat picture has the mean colour of the photo; PSNR is in dB.
+    """
     values = []
     for view in (scaled_view(view, side) for view in views):
         with torch.no_grad():
             render = engine.render(**gaussians, camera=to_camera(view))
+        photo = load_photo(view)
+        flat = np.broadcast_to(photo.mean((0, 1)) / 255, photo.shape)
         image = render.channels.cpu().numpy()
-        values.append((psnr(image, load_photo(view)), float(render.alphas.mean())))
-    quality, opaque = np.mean(values, 0)
-    return float(quality), float(opaque)
+        values.append((psnr(image, photo), psnr(flat, photo), float(render.alphas.mean())))
+    quality, flat, opaque = np.mean(values, 0).tolist()
+    return quality, flat, opaque

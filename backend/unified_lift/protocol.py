@@ -524,11 +524,12 @@ def read_json(path: Path) -> dict:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise JobError(f"No {Path(path).name} in {Path(path).parent}.") from error
+        name, folder = Path(path).name, Path(path).parent
+        raise JobError(f"No {name} in {folder}. Choose the folder that holds it.") from error
     except OSError as error:
         raise JobError(describe_os_error(error, Path(path))) from error
     except (ValueError, RecursionError) as error:
-        raise JobError(f"{path} is damaged: {error}.") from error
+        raise JobError(f"{path} is damaged: {error}. Copy or write it again.") from error
     if not isinstance(data, dict):
         raise JobError(f"{path} is damaged: it holds no JSON object.")
     return data

@@ -20,8 +20,9 @@ from unified_lift.benchmark.report import write_report
 from unified_lift.benchmark.run import Meter, Plan, run_benchmark
 from unified_lift.benchmark.scores import score_split
 from unified_lift.benchmark.suites import check_suite, load_suite, suite_masks
+from unified_lift.capture import read_capture
 from unified_lift.config import PRESETS, Budget, LiftConfig
-from unified_lift.protocol import Cancelled, JobError, SilentReport
+from unified_lift.protocol import Cancelled, JobError, JobLock, Locked, SilentReport
 from unified_lift.rendering import load_engine
 
 BUDGET = Budget(steps=4, pixels=512)
@@ -196,26 +197,48 @@ def test_another_budget_runs_again(copy):
     ("damaged", "told"),
     [
         ("cells/little8-paper-votes-0.json", "Running this cell again."),
-        ("cells/little8-paper-votes-0.npz", ""),
+        ("cells/little8-paper-votes-0.npz", "Running this cell again."),
         ("suites/little8-draft/geometry.ply", "Training these splats again."),
         ("suites/little8-draft/source.json", "Training these splats again."),
         ("little8-paper_ids.png", ""),
     ],
 )
-def test_what_a_crash_left_is_made_again(copy, damaged, told):
+@pytest.mark.parametrize("share", [0.001, 0.9])
+def test_what_a_crash_left_is_made_again(copy, damaged, told, share):
     capture, work_dir = copy
     first = run(capture, work_dir, ["votes"])
     path = work_dir / damaged
-    path.write_bytes(path.read_bytes()[:20])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
     if damaged.startswith("suites"):
         shutil.rmtree(work_dir / "cells")
-    if path.suffix == ".png":
-        path.unlink()
     watch = Watch()
     second = run(capture, work_dir, ["votes"], report=watch)
-    assert path.stat().st_size > 20
+    assert path.stat().st_size > 0.95 * len(whole)
     assert second[-1]["things"] == first[-1]["things"]
     assert any(told in text for text in watch.warnings) or not told
+
+
+def test_pictures_show_the_rows_and_masks_of_the_run(copy):
+    capture, work_dir = copy
+    path = work_dir / "little8-paper_ids.png"
+
+    def width(methods):
+        run(capture, work_dir, methods)
+        with Image.open(path) as image:
+            return image.width
+
+    assert width(["votes"]) < width(["votes", "default"])
+    written = path.stat().st_mtime_ns
+    run(capture, work_dir, ["votes", "default"])
+    assert path.stat().st_mtime_ns == written
+    assert width(["votes"]) < width(["default", "votes"])
+
+
+def test_two_runs_do_not_share_a_folder(copy):
+    capture, work_dir = copy
+    with JobLock(work_dir), pytest.raises(Locked, match="Another process"):
+        run(capture, work_dir, ["votes"])
 
 
 def test_a_report_repeats_the_warnings(copy):
@@ -251,6 +274,12 @@ def test_rows_and_masks_that_do_not_exist(capture, work_dir):
         run(capture, work_dir, ["magic"])
     with pytest.raises(JobError, match="no masks 'severe'"):
         run(capture, work_dir, ["votes"], masks=["severe"])
+    with pytest.raises(JobError, match="no masks 'a/paper'"):
+        run(capture, work_dir, ["votes"], masks=["a/paper"])
+    with pytest.raises(JobError, match="shows what true masks give"):
+        run(capture, work_dir, ["votes"], masks=["gt"])
+    with pytest.raises(JobError, match="oracle is always run"):
+        run(capture, work_dir, [])
 
 
 def test_captures_of_one_name_are_not_mixed(capture, copy):
@@ -284,6 +313,15 @@ def no_split(capture):
     path.write_text(path.read_text().replace('"test"', '"train"'))
 
 
+def damaged_test_photo(capture):
+    path = next(view.image_path for view in read_capture(capture).test_views)
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def damaged_surface(capture):
+    (capture / "gt" / "surface.npz").write_bytes(b"PK")
+
+
 def masks_of_nothing(capture):
     change_images(capture / "masks" / "paper", lambda image: image.point(lambda _: 0))
 
@@ -296,6 +334,8 @@ def masks_of_nothing(capture):
         (no_truth_of_a_photo, "gt"),
         (no_truth, "ground truth"),
         (no_split, "no test views"),
+        (damaged_test_photo, "cannot be read"),
+        (damaged_surface, "no xyz and label"),
         (masks_of_nothing, "0 everywhere"),
     ],
 )

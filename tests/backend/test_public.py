@@ -18,7 +18,14 @@ from unified_lift.benchmark.protocols import (
     mask_ious,
     scene_panoptic_quality,
 )
-from unified_lift.benchmark.public import find_scenes, read_public, score_public, write_public
+from unified_lift.benchmark.public import (
+    check_truth,
+    find_scenes,
+    read_public,
+    score_public,
+    start_scene,
+    write_public,
+)
 from unified_lift.capture import read_capture
 from unified_lift.masks.folder import folder_label_maps
 from unified_lift.metrics import score
@@ -257,7 +264,7 @@ def test_scenes_are_found_one_or_many(semantic_nerf, lifting, tmp_path):
 def test_a_scene_can_be_written_for_the_pipeline(kind, request, tmp_path):
     root = request.getfixturevalue({"replica": "lifting"}.get(kind, kind.replace("-", "_")))
     scene = read_public(kind, root)
-    capture_dir, masks_dir = write_public(scene, tmp_path / "out")
+    capture_dir = write_public(scene, tmp_path / "out")
     capture = read_capture(capture_dir)
     assert not capture.warnings
     assert [view.name for view in capture.test_views] == [v.name for v in scene.capture.test_views]
@@ -265,7 +272,7 @@ def test_a_scene_can_be_written_for_the_pipeline(kind, request, tmp_path):
     for ours, theirs in zip(capture.views, scene.capture.views, strict=True):
         assert ours.viewmat == pytest.approx(theirs.viewmat)
         assert np.allclose(ours.K, theirs.K)
-    maps = folder_label_maps(masks_dir, capture.train_views, SilentReport())
+    maps = folder_label_maps(capture_dir / "masks", capture.train_views, SilentReport())
     for ours, theirs in zip(maps, scene.label_maps(), strict=True):
         assert np.array_equal(ours, theirs)
 
@@ -589,3 +596,42 @@ def test_one_command_runs_a_public_benchmark(tmp_path):
     assert scores["segments"]["things"]["TP"] >= 4
     assert 0.3 < scores["pq_scene"]["PQ"] <= 1
     assert main([*command, *options]) == 0  # goes on: the job is done, its views are scored
+    done = tmp_path / "out" / "little_8" / "job" / "scene.ply"
+    before = done.stat().st_mtime_ns
+    assert main([*command, *options]) == 0
+    assert done.stat().st_mtime_ns == before
+    photo = next((tmp_path / "rooms" / "little_8" / "color").iterdir())
+    with Image.open(photo) as image:
+        changed = image.rotate(180)
+    changed.save(photo)
+    assert main([*command, *options]) == 0  # another photo: from the start
+    assert done.stat().st_mtime_ns != before
+
+
+def test_a_scene_of_other_files_or_settings_starts_anew(messy_rooms, tmp_path):
+    folder = tmp_path / "out"
+    start_scene(messy_rooms, folder, {"method": "votes"})
+    left = folder / "job" / "scene.ply"
+
+    def is_kept(settings):
+        left.parent.mkdir(exist_ok=True)
+        left.touch()
+        start_scene(messy_rooms, folder, settings)
+        return left.exists()
+
+    assert is_kept({"method": "votes"})
+    assert not is_kept({"method": "default"})
+    (messy_rooms / "more.txt").touch()
+    assert not is_kept({"method": "default"})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").touch()
+    with pytest.raises(JobError, match="not of this benchmark"):
+        start_scene(messy_rooms, tmp_path / "other", {})
+
+
+def test_damaged_truth_is_told_before_the_job(messy_rooms):
+    scene = read_public("messy-rooms", messy_rooms)
+    check_truth(scene)
+    next(iter(scene.truth.values())).instances.write_bytes(b"no labels")
+    with pytest.raises(JobError, match="cannot be read"):
+        check_truth(scene)

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 from unified_lift.benchmark.frozen import Outcome
 from unified_lift.benchmark.methods import PUBLISHED
 from unified_lift.benchmark.scores import predict
 from unified_lift.benchmark.suites import Suite
+from unified_lift.capture.images import UNREADABLE
 from unified_lift.config import PublishedConfig
 from unified_lift.lift.published import Learned, feature_image, similarity_map, uncertainty_map
 from unified_lift.metrics import match
@@ -23,6 +25,7 @@ INCH = 2.0  # width of one picture in a grid
 DPI = 110
 GREYS = (90, 200)
 SHOWN_VIEWS = (0.25, 0.75)  # by their place among all
+STAMP = "Source"  # the text of a PNG that says what it was made from
 SMOOTHING = 25  # steps of a running mean
 
 
@@ -34,9 +37,20 @@ def level_pictures(folder: Path, suite: str, masks: str) -> dict[str, Path]:
     }
 
 
-def has_pictures(folder: Path, suite: str, masks: str) -> bool:
-    """Whether all of them are there."""
-    return all(path.exists() for path in level_pictures(folder, suite, masks).values())
+def has_pictures(folder: Path, suite: str, masks: str, stamp: str) -> bool:
+    """Whether all of them are there, whole, and made from what the stamp stands for."""
+    return all(_has_stamp(path, stamp) for path in level_pictures(folder, suite, masks).values())
+
+
+def _has_stamp(path: Path, stamp: str) -> bool:
+    if not path.exists():
+        return False
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture.info.get(STAMP) == stamp
+    except UNREADABLE:
+        return False
 
 
 def draw_level(
@@ -45,6 +59,7 @@ def draw_level(
     label_maps: list[np.ndarray | None],
     outcomes: dict[str, Outcome],
     folder: Path,
+    stamp: str,
 ) -> None:
     """Draw what all methods made of one level of masks, the masks, and what was learned.
 
@@ -54,6 +69,7 @@ def draw_level(
         label_maps: of the training photos.
         outcomes: of each method.
         folder: gets the pictures that `level_pictures` names.
+        stamp: for `has_pictures`.
     """
     ids_path, training_path = level_pictures(folder, suite.name, masks).values()
     columns = {"photo": suite.test_photos, "rendering": suite.test_images}
@@ -64,26 +80,16 @@ def draw_level(
         suite.test_views[i].name: [pictures[i] for pictures in columns.values()]
         for i in _shown(range(len(suite.test_views)))
     }
-    save_grid(ids_path, list(columns), rows, f"{suite.name}, masks {masks}: test views")
-    draw_training(suite, masks, label_maps, outcomes.get(PUBLISHED), training_path)
+    title = f"{suite.name}, masks {masks}"
+    save_grid(ids_path, list(columns), rows, f"{title}: test views", stamp)
+    columns, rows = _training_columns(suite, label_maps, outcomes.get(PUBLISHED))
+    save_grid(training_path, columns, rows, f"{title}: training views", stamp)
 
 
-def draw_training(
-    suite: Suite,
-    masks: str,
-    label_maps: list[np.ndarray | None],
-    published: Outcome | None,
-    path: Path,
-) -> None:
-    """Draw given masks, and features, codebook similarity and uncertainty of the published method.
-
-    Args:
-        suite: the scene.
-        masks: name of the level.
-        label_maps: of the training photos.
-        published: what that method made, if it ran.
-        path: the picture to write.
-    """
+def _training_columns(
+    suite: Suite, label_maps: list[np.ndarray | None], published: Outcome | None
+) -> tuple[list[str], dict[str, list[np.ndarray]]]:
+    """Given masks, and features, codebook similarity and uncertainty of the published method."""
     columns = ["training photo", "its masks"]
     if published is not None:
         columns += [f"{PUBLISHED}: features (PCA)", "similarity", "uncertainty"]
@@ -102,7 +108,7 @@ def draw_training(
                 uncertainty_map(learned, weights, labels, PublishedConfig()),
             ]
         rows[suite.photos.views[view].name] = row
-    save_grid(path, columns, rows, f"{suite.name}, masks {masks}: training views")
+    return columns, rows
 
 
 def _shown(views: Sequence[int]) -> list[int]:
@@ -110,7 +116,11 @@ def _shown(views: Sequence[int]) -> list[int]:
 
 
 def save_grid(
-    path: Path, columns: Sequence[str], rows: dict[str, Sequence[np.ndarray]], title: str
+    path: Path,
+    columns: Sequence[str],
+    rows: dict[str, Sequence[np.ndarray]],
+    title: str,
+    stamp: str,
 ) -> None:
     """Write pictures (H, W, 3) uint8 or (H, W) float as a grid, columns and rows with captions."""
     height, width = next(iter(rows.values()))[0].shape[:2]
@@ -126,7 +136,7 @@ def save_grid(
     for axis, caption in zip(axes[0], columns, strict=True):
         axis.set_title(caption, fontsize=7)
     figure.suptitle(title, fontsize=8)
-    figure.savefig(path)
+    figure.savefig(path, metadata={STAMP: stamp})
 
 
 def like_truth(predictions: list[np.ndarray], truths: list[np.ndarray]) -> list[np.ndarray]:

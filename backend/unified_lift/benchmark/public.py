@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from unified_lift import __version__
+from unified_lift.benchmark.digests import digest_folder
 from unified_lift.benchmark.layouts import MARKS, READERS, PublicScene
 from unified_lift.benchmark.protocols import (
     Panoptic,
@@ -23,8 +25,9 @@ from unified_lift.benchmark.protocols import (
 from unified_lift.capture import Capture, View
 from unified_lift.capture.images import UNREADABLE, resize_labels
 from unified_lift.metrics import count, read_labels, score, total
-from unified_lift.protocol import JobError, write_json
+from unified_lift.protocol import JobError, read_json, write_json
 
+SOURCE_FILE = "source.json"  # what a scene's folder was made from
 PQ_SIZE = 512  # both sides, before PQ^scene is taken (Panoptic Lifting's code)
 PROMPT_LEVEL = 128  # a prompt's mask is what is brighter (Gaussian Grouping's code)
 _OPENCV_TO_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -62,13 +65,50 @@ def read_public(kind: str, scene_dir: Path) -> PublicScene:
     return READERS[kind](scene_dir)
 
 
-def write_public(scene: PublicScene, out_dir: Path) -> tuple[Path, Path | None]:
-    """Write a scene as `segment` reads it: a capture with transforms.json, and a masks folder.
+def start_scene(scene_dir: Path, folder: Path, settings: dict) -> None:
+    """Make the folder of a scene ready: what other files or settings left there goes.
+
+    Args:
+        scene_dir: the scene's folder, in the benchmark's own layout.
+        folder: gets capture/, job/ and views/ of that scene, and what they were made from.
+        settings: of the job.
+
+    Raises:
+        JobError: the folder holds something else.
+    """
+    path = folder / SOURCE_FILE
+    source = {"version": __version__, "files": digest_folder(scene_dir), **settings}
+    if path.exists():
+        if read_json(path) == source:
+            return
+        for name in ("capture", "job", "views"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    elif folder.exists() and any(folder.iterdir()):
+        raise JobError(f"{folder} is not of this benchmark. Choose another --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, source)
+
+
+def check_truth(scene: PublicScene) -> None:
+    """Read all ground truth and class maps, before a job of minutes is done for nothing.
+
+    Raises:
+        JobError: one is missing or damaged.
+    """
+    _masks_of_prompts(scene)
+    for files in (*scene.truth.values(), *scene.given.values()):
+        for path in files:
+            if path is not None:
+                read_labels(path)
+
+
+def write_public(scene: PublicScene, out_dir: Path) -> Path:
+    """Write a scene as `segment` reads it: a capture with transforms.json, and its masks/.
 
     Photos are copied. Views keep their names, so that what `render` writes can be scored.
 
     Returns:
-        The capture's folder, and that of the masks, None where the benchmark gives none.
+        The capture's folder; it has masks/ where the benchmark gives masks.
 
     Raises:
         JobError: a mask cannot be read.
@@ -79,15 +119,14 @@ def write_public(scene: PublicScene, out_dir: Path) -> tuple[Path, Path | None]:
     frames = [_write_frame(view, out_dir) for view in capture.views]
     points = {"ply_file_path": _write_points(capture, out_dir)} if len(capture.points) else {}
     write_json(out_dir / "transforms.json", {**points, "frames": frames})
-    if not scene.given:
-        return out_dir, None
-    for view, labels in zip(capture.train_views, scene.label_maps(), strict=True):
+    label_maps = scene.label_maps() if scene.given else [None] * len(capture.train_views)
+    for view, labels in zip(capture.train_views, label_maps, strict=True):
         if labels is not None:
             path = out_dir / "masks" / f"{view.name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             _, local = np.unique(np.append(0, labels), return_inverse=True)
             Image.fromarray(local[1:].reshape(labels.shape).astype(np.uint16)).save(path)
-    return out_dir, out_dir / "masks"
+    return out_dir
 
 
 def score_public(scene: PublicScene, ids_dir: Path) -> dict:
@@ -289,8 +328,7 @@ def _write_frame(view: View, out_dir: Path) -> dict:
     """Copy a photo; the view's entry of transforms.json."""
     path = out_dir / "images" / f"{view.name}{view.image_path.suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        shutil.copyfile(view.image_path, path)
+    shutil.copyfile(view.image_path, path)
     return {
         "file_path": path.relative_to(out_dir).as_posix(),
         "split": view.split,

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import scipy
@@ -18,6 +19,7 @@ from unified_lift import __version__
 from unified_lift.benchmark.methods import ALL_METHODS, ORACLE
 from unified_lift.benchmark.pictures import level_pictures, save_bars, save_curves
 from unified_lift.config import Budget
+from unified_lift.lift.default import FEATURES
 
 # Heading of each column, where its number lies in a cell, and its format.
 COLUMNS: list[tuple[str, Callable[[dict], float | None], str]] = [
@@ -42,9 +44,9 @@ COLUMNS: list[tuple[str, Callable[[dict], float | None], str]] = [
     ("MB", lambda cell: cell["megabytes"], "{:.0f}"),
 ]
 READING = """\
-All methods get the same frozen splats, blend weights, masks and number of steps, and give one id to
-each Gaussian; ids are rendered as label maps of the test views (the largest blended share, alpha at
-least one half). Scores take all test views as one picture: an id must hold through the views.
+All methods get the same frozen splats, blend weights and masks, and give one id to each Gaussian;
+ids are rendered as label maps of the test views (the largest blended share, alpha at least one
+half). Scores take all test views as one picture: an id must hold through the views.
 Protocol *things* unless *all* is said: pieces of floor and walls do not count as false.
 
 - *found*, *false*: objects that an id covers with an IoU above one half; counted ids of no object.
@@ -52,14 +54,19 @@ Protocol *things* unless *all* is said: pieces of floor and walls do not count a
   match, *mBIoU*: the same near its border. *AP*: mean over IoU thresholds, *AP50*, *AP75* at one.
 - *ARI*: agreement of two partitions, 1 for the same, about 0 by chance. *PQ all*: with floor and
   walls.
-- *oracle*: a vote of the true ids on the same splats, what the geometry allows.
+- *oracle*: a vote of the true ids on the same splats, about what the geometry allows.
 - *id kept*: share of the objects that keep their id in 95 % of the views.
 - *count error*: by how much the number of counted objects is wrong, over the true number.
 - *Gaussians*: share of them with the object of the nearest true surface; – without such a surface.
 - *extraction*: IoU of an object rendered alone with its true mask, without pixels where another
   object lies before it (*left out* is their share).
-- *s*, *MB*: time of the method after the geometry, the most memory that the process held.
-- ±: mean over the seeds, and half of their range."""
+- *s*, *MB*: time of the method after the geometry, the most memory that the process held, what
+  earlier methods left in it included.
+- ±: mean over the seeds, and half of their range. Pictures and curves show the first seed.
+- Pictures: an id has the colour of the true object that it fits best, grey if none (a piece of the
+  floor is grey, too, and not counted), black where there is none. *similarity*: of a pixel's
+  feature to its nearest code, *uncertainty*: of its mask's label; 0 is dark, 1 bright. Curves: the
+  loss over the steps."""
 
 
 def write_report(
@@ -83,7 +90,7 @@ def write_report(
         blocks += [f"## {suite}, masks `{masks}`", _method_table(rows)]
         blocks += [f"Warning: {text}" for text in dict.fromkeys(_warnings(rows))]
         for shown, picture in level_pictures(folder, suite, masks).items():
-            blocks.append(f"![{suite}, masks {masks}: {shown}]({folder.name}/{picture.name})")
+            blocks.append(_image(f"{suite}, masks {masks}: {shown}", picture))
         blocks += _curves(folder, suite, masks, rows)
     blocks += ["## All together", _bars(folder, cells), "## The methods", _descriptions(cells)]
     path.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
@@ -94,7 +101,8 @@ def _setup(cells: Sequence[dict], command: str, budget: Budget, engine: str) -> 
     versions = f"unified-lift {__version__}, Python {platform.python_version()}, "
     versions += f"torch {torch.__version__}, NumPy {np.__version__}, SciPy {scipy.__version__}"
     steps = f"{budget.steps} steps of {budget.pixels} pixels for each learned rival, whose rates "
-    steps += "were chosen on the scene messy25 with `paper` masks"
+    steps += f"were chosen on the scene messy25 with `paper` masks, {FEATURES.steps} of "
+    steps += f"{FEATURES.pixels} for ours"
     day = datetime.now().astimezone().date().isoformat()
     preset = next(cell["key"]["preset"] for cell in cells)
     seeds = ", ".join(str(seed) for seed in sorted({cell["seed"] for cell in cells}))
@@ -144,12 +152,19 @@ def _warnings(cells: Sequence[dict]) -> list[str]:
 
 
 def _curves(folder: Path, suite: str, masks: str, cells: Sequence[dict]) -> list[str]:
-    curves = {cell["method"]: cell["losses"] for cell in cells if cell["losses"]}
+    first = min(cell["seed"] for cell in cells)
+    same = [cell for cell in cells if cell["seed"] == first and cell["losses"]]
+    curves = {cell["method"]: cell["losses"] for cell in same}
     if not curves:
         return []
     picture = folder / f"{suite}-{masks}_losses.png"
     save_curves(picture, curves)
-    return [f"![{suite}, masks {masks}: training losses]({folder.name}/{picture.name})"]
+    return [_image(f"{suite}, masks {masks}: training losses", picture)]
+
+
+def _image(words: str, picture: Path) -> str:
+    """A link to a picture in the run's folder, whatever its name."""
+    return f"![{words}]({quote(f'{picture.parent.name}/{picture.name}')})"
 
 
 def _bars(folder: Path, cells: Sequence[dict]) -> str:
@@ -168,8 +183,9 @@ def _bars(folder: Path, cells: Sequence[dict]) -> str:
             means.append(float(np.mean(values)) if values else float("nan"))
         bars[method] = means
     groups = [f"{suite}\n{masks}" for suite, masks in levels]
-    save_bars(folder / "pq.png", groups, bars, "PQ", "PQ of all methods (things, test views)")
-    return f"![PQ of all methods, for each scene and level of masks]({folder.name}/pq.png)"
+    picture = folder / "pq.png"
+    save_bars(picture, groups, bars, "PQ", "PQ of all methods (things, test views)")
+    return _image("PQ of all methods, for each scene and level of masks", picture)
 
 
 def _descriptions(cells: Sequence[dict]) -> str:

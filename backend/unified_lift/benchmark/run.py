@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 import time
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from unified_lift import __version__
+from unified_lift.benchmark.digests import digest_code
 from unified_lift.benchmark.frozen import Frozen, Outcome
 from unified_lift.benchmark.methods import ALL_METHODS, ORACLE
 from unified_lift.benchmark.pictures import draw_level, has_pictures
@@ -26,7 +29,7 @@ from unified_lift.benchmark.suites import (
     suite_masks,
 )
 from unified_lift.config import AUTO_LIFT, MASKS_AUTO, Budget, LiftConfig
-from unified_lift.protocol import JobError, Report, read_json, write_json
+from unified_lift.protocol import JobError, JobLock, Report, read_json, write_json
 from unified_lift.rendering import Engine
 
 CELLS_DIR = "cells"
@@ -90,23 +93,30 @@ def run_benchmark(
 
     Raises:
         JobError: an unknown method, or what `check_suite` refuses; before anything is trained.
+        Locked: another process runs a benchmark in this folder.
     """
-    unknown = sorted(set(plan.methods) - set(ALL_METHODS))
-    if unknown:
-        raise JobError(f"There is no method '{unknown[0]}'. Choose from {', '.join(ALL_METHODS)}.")
+    methods = [name for name in ALL_METHODS if name != ORACLE]
+    unknown = sorted(set(plan.methods) - set(methods))
+    if unknown or not plan.methods:
+        wrong = f"There is no method '{unknown[0]}'." if unknown else f"{ORACLE} is always run."
+        raise JobError(f"{wrong} Choose from {', '.join(methods)}.")
+    if TRUE_MASKS in plan.masks:
+        raise JobError(f"The row {ORACLE} shows what true masks give. Name other masks.")
     suites = [Path(path).resolve() for path in plan.suites]
     names = [path.name for path in suites]
     if len(set(names)) < len(names):
         raise JobError(f"Two captures have one name: {', '.join(names)}. Rename one's folder.")
     report.stage("photos", "Checking photos, masks and ground truth")
     inputs = [check_suite(path, plan.masks, report) for path in suites]
-    tasks = _all_tasks(plan, names, inputs, work_dir / CELLS_DIR, asdict(budget))
-    results = []
-    for path, digests in zip(suites, inputs, strict=True):
-        own = [task for task in tasks if task.cell.suite == path.name]
-        _run_suite(path, digests.photos, own, plan.preset, work_dir, budget, engine, report)
-        results += [read_json(task.path) for task in own]
-    return results
+    key = {"code": digest_code("lift", "metrics", "benchmark", "config.py"), "engine": engine.name}
+    key |= {"preset": plan.preset, **asdict(budget)}
+    tasks = _all_tasks(plan, names, inputs, work_dir / CELLS_DIR, key)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with JobLock(work_dir):
+        for path, digests in zip(suites, inputs, strict=True):
+            own = [task for task in tasks if task.cell.suite == path.name]
+            _run_suite(path, digests.photos, own, plan.preset, work_dir, budget, engine, report)
+        return [read_json(task.path) for task in tasks]
 
 
 @dataclass(frozen=True)
@@ -126,15 +136,17 @@ class Task:
         if not self.path.exists():
             return False
         try:
-            known = read_json(self.path)
+            if read_json(self.path).get("key") != self.key:
+                return False
+            _load_arrays(self.path)
         except JobError as error:
             report.warning(f"{error} Running this cell again.")
             return False
-        return known.get("key") == self.key and zipfile.is_zipfile(self.path.with_suffix(ARRAYS))
+        return True
 
 
 def _all_tasks(
-    plan: Plan, names: Sequence[str], inputs: Sequence[Inputs], folder: Path, budget: dict
+    plan: Plan, names: Sequence[str], inputs: Sequence[Inputs], folder: Path, common: dict
 ) -> list[Task]:
     pairs = [
         (cell, digests)
@@ -143,8 +155,8 @@ def _all_tasks(
     ]
     tasks = []
     for number, (cell, digests) in enumerate(pairs, 1):
-        key = {"version": __version__, "preset": plan.preset, "photos": digests.photos, **budget}
-        key |= {"truth": digests.truth, "masks": digests.masks[cell.masks]}
+        key = {**common, "photos": digests.photos, "truth": digests.truth}
+        key |= {"masks": digests.masks[cell.masks]}
         place = f"{number} of {len(pairs)}"
         tasks.append(Task(cell, place, folder / f"{cell.name}.json", key))
     return tasks
@@ -169,8 +181,10 @@ def _run_suite(
     for masks, same in levels.items():
         waiting = [task for task in same if not task.is_done(report)]
         shown = [levels[TRUE_MASKS][0], *(task for task in same if task.cell.seed == 0)]
-        names = [task.cell.method for task in shown]
-        drawn = masks == TRUE_MASKS or has_pictures(work_dir, capture_dir.name, masks)
+        # A picture says in itself what it was made from.
+        words = json.dumps([[task.cell.method, task.key] for task in shown])
+        stamp = hashlib.sha256(words.encode()).hexdigest()
+        drawn = masks == TRUE_MASKS or has_pictures(work_dir, capture_dir.name, masks, stamp)
         if drawn and not waiting:
             continue
         if suite is None:
@@ -181,8 +195,8 @@ def _run_suite(
         for task in waiting:
             _run_task(task, suite, label_maps, budget, report, scene.warnings + level.warnings)
         if masks != TRUE_MASKS:
-            outcomes = [_load_arrays(task.path) for task in shown]
-            draw_level(suite, masks, label_maps, dict(zip(names, outcomes, strict=True)), work_dir)
+            outcomes = {task.cell.method: _load_arrays(task.path) for task in shown}
+            draw_level(suite, masks, label_maps, outcomes, work_dir, stamp)
 
 
 def _run_task(
@@ -219,8 +233,12 @@ def _save_arrays(path: Path, outcome: Outcome) -> None:
 
 
 def _load_arrays(path: Path) -> Outcome:
-    with np.load(path.with_suffix(ARRAYS)) as arrays:
-        return Outcome(**arrays)
+    path = path.with_suffix(ARRAYS)
+    try:
+        with np.load(path) as arrays:
+            return Outcome(**arrays)
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise JobError(f"{path} is damaged ({error}).") from error
 
 
 class Recorder:

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from unified_lift.benchmark.suites import GT_DIR, Suite
+from unified_lift.benchmark.suites import Suite, read_surface
 from unified_lift.lift.labels import label_map
 from unified_lift.metrics import extraction_iou, gaussian_accuracy, match, score
-
-SURFACE_FILE = "surface.npz"
 
 
 def predict(suite: Suite, object_ids: np.ndarray) -> list[np.ndarray]:
@@ -41,12 +39,10 @@ def score_split(suite: Suite, object_ids: np.ndarray) -> dict:
     scores = score(predictions, suite.truths, suite.things, suite.stuff)
     scores["extraction"] = _extraction(suite, object_ids, predictions)
     scores["gaussians"] = {}
-    path = suite.capture_dir / GT_DIR / SURFACE_FILE
-    if path.exists():
-        with np.load(path) as surface:
-            truth = (surface["xyz"], surface["label"], suite.things)
+    surface = read_surface(suite.capture_dir)
+    if surface:
         means = suite.gaussians["means"].cpu().numpy()
-        scores["gaussians"] = gaussian_accuracy(means, object_ids + 1, *truth)
+        scores["gaussians"] = gaussian_accuracy(means, object_ids + 1, *surface, suite.things)
     return {**scores, "scene": suite.description}
 
 

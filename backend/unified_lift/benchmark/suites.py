@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, replace
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from unified_lift import __version__
+from unified_lift.benchmark.digests import digest_code, digest_folder, digest_photos
 from unified_lift.capture import Capture, View, read_capture
 from unified_lift.capture.images import load_photo, resize_labels, resized_view
 from unified_lift.config import (
@@ -38,6 +39,7 @@ GEOMETRY_FILE = "geometry.ply"
 SOURCE_FILE = "source.json"  # what the splats were trained on
 SEED = 0  # of the splats, which all cells share
 GT_DIR = "gt"
+SURFACE_FILE = "surface.npz"  # in gt, if at all
 MASKS_DIR = "masks"
 TRUE_MASKS = "gt"  # in place of a level: the ground truth of the training views
 
@@ -156,42 +158,18 @@ def check_suite(capture_dir: Path, levels: Sequence[str], report: Report) -> Inp
     """
     capture = read_capture(capture_dir)
     _read_truths(capture_dir, capture)
+    read_surface(capture_dir)
+    for view in capture.test_views:  # a training photo more or less would do
+        load_photo(view)
     for view in capture.train_views:  # the oracle votes with these
         _read_truth(capture_dir, view)
-    truth = _digest(_contents(capture_dir / GT_DIR))
+    truth = digest_folder(capture_dir / GT_DIR)
     masks = {MASKS_AUTO: "", TRUE_MASKS: truth}
     for level in set(levels) - set(masks):
         folder = _level_dir(capture_dir, level)
         folder_label_maps(folder, capture.train_views, report)
-        masks[level] = _digest(_contents(folder))
+        masks[level] = digest_folder(folder)
     return Inputs(digest_photos(capture), truth, masks)
-
-
-def digest_photos(capture: Capture) -> str:
-    """Digest of a capture's photos, cameras and points."""
-    return _digest(_capture_parts(capture))
-
-
-def _capture_parts(capture: Capture) -> Iterable[bytes]:
-    for view in capture.views:
-        yield repr(astuple(replace(view, image_path=Path(view.image_path.name)))).encode()
-        if view.image_path.is_file():
-            yield view.image_path.read_bytes()
-    yield capture.points.tobytes()
-    yield capture.point_colors.tobytes()
-
-
-def _contents(folder: Path) -> Iterable[bytes]:
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        yield str(path.relative_to(folder)).encode()
-        yield path.read_bytes()
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(hashlib.sha256(part).digest())
-    return digest.hexdigest()[:16]
 
 
 def load_suite(
@@ -238,7 +216,8 @@ def trained_splats(
     report: Report,
 ) -> Gaussians:
     """Train a capture's splats, or take those of an earlier run; arguments as `load_suite`."""
-    source = {"version": __version__, "photos": digest, "preset": repr(config)}
+    code = digest_code("geometry.py", "gaussians.py", "rendering")
+    source = {"code": code, "engine": engine.name, "photos": digest, "preset": repr(config)}
     gaussians = _known_splats(cache_dir, source, report)
     if gaussians is None:
         report.stage("geometry", f"{capture.root.name}: training splats")
@@ -311,14 +290,33 @@ def suite_masks(suite: Suite, level: str, report: Report) -> list[np.ndarray | N
 
 def _level_dir(capture_dir: Path, level: str) -> Path:
     folder = capture_dir / MASKS_DIR / level
-    if not folder.is_dir():
+    if not folder.is_dir() or folder.name != level:
         parent = folder.parent
         levels = sorted(path.name for path in parent.iterdir()) if parent.is_dir() else []
         raise JobError(
             f"{capture_dir} has no masks '{level}': {folder} does not exist. Choose from "
-            f"{', '.join([MASKS_AUTO, TRUE_MASKS, *levels])}."
+            f"{', '.join([MASKS_AUTO, *levels])}."
         )
     return folder
+
+
+def read_surface(capture_dir: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Points (P, 3) of the true surface and the true id of each (P,); None where there are none.
+
+    Raises:
+        JobError: the file is damaged or holds something else.
+    """
+    path = capture_dir / GT_DIR / SURFACE_FILE
+    if not path.exists():
+        return None
+    try:
+        with np.load(path) as surface:
+            xyz, label = surface["xyz"], surface["label"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise JobError(f"{path} holds no xyz and label ({error}). Copy it again.") from error
+    if xyz.shape != (len(label), 3):
+        raise JobError(f"{path} has {len(label)} labels for {len(xyz)} points. Copy it again.")
+    return xyz, label
 
 
 def _read_truth(capture_dir: Path, view: View) -> np.ndarray:

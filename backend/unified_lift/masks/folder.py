@@ -70,6 +70,12 @@ def folder_label_maps(
             f"All label images in {masks_dir} are 0 everywhere, which means unlabelled. "
             "Give each object a number from 1."
         )
+    empty = [path for path, labels in zip(paths, maps) if path and not labels.any()]
+    if empty:
+        report.warning(
+            f"{len(empty)} of {len(views)} label images in {masks_dir} are 0 everywhere "
+            f"({empty[0].name}): their photos show no object."
+        )
     if stretched:
         report.warning(
             f"{len(stretched)} label images have another aspect than their photos and were "
