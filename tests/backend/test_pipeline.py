@@ -184,7 +184,9 @@ def test_large_label_maps_are_rendered_object_by_object(sample_job, tmp_path, mo
             Image.open(path) as whole,
             Image.open(tmp_path / "parts" / "ids" / path.name) as other,
         ):
-            assert (np.array(whole) == np.array(other)).mean() > 0.995, path.name
+            # Only one of the two drops weights below 1/255.
+            same = np.array(whole) == np.array(other)
+            assert same.mean() > 0.99, path.name
 
 
 def test_an_object_renders_alone_with_alpha(sample_job, tmp_path):
