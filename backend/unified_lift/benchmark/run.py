@@ -37,6 +37,9 @@ SUITES_DIR = "suites"
 MEMORY_FILE = Path("/proc/self/status")  # Linux; elsewhere memory is not measured
 SAMPLE_SECONDS = 0.05
 ARRAYS = ".npz"
+# What a cell hangs on: how splats, masks and objects are made, and how they are scored.
+CODE = ("config.py", "gaussians.py", "geometry.py", "rendering", "masks", "lift", "metrics")
+CODE += tuple(f"benchmark/{name}.py" for name in ("frozen", "methods", "rivals", "scores"))
 LOSS = "loss "  # how the message of a training step begins
 
 
@@ -108,8 +111,8 @@ def run_benchmark(
         raise JobError(f"Two captures have one name: {', '.join(names)}. Rename one's folder.")
     report.stage("photos", "Checking photos, masks and ground truth")
     inputs = [check_suite(path, plan.masks, report) for path in suites]
-    key = {"code": digest_code("lift", "metrics", "benchmark", "config.py"), "engine": engine.name}
-    key |= {"preset": plan.preset, **asdict(budget)}
+    key = {"code": digest_code(*CODE), "engine": engine.name, "preset": plan.preset}
+    key |= asdict(budget)
     tasks = _all_tasks(plan, names, inputs, work_dir / CELLS_DIR, key)
     work_dir.mkdir(parents=True, exist_ok=True)
     with JobLock(work_dir):
