@@ -313,6 +313,7 @@ class JobReport:
         _end_broken_line(self.job_dir / EVENTS_FILE)
         if _last_event(self.job_dir).get("event") == "cancelled":  # that cancel has been obeyed
             (self.job_dir / CANCEL_FILE).unlink(missing_ok=True)
+        self._write_status()  # who has told of its start has a heartbeat, too
         self._thread.start()
         return self
 
@@ -404,15 +405,16 @@ class JobReport:
             raise Cancelled
 
     def _beat(self) -> None:
-        while True:
-            step, total = self._step
-            status = {"pid": os.getpid(), "t": time.time(), "stage": self._stage}
-            try:
-                write_json(self.job_dir / STATUS_FILE, {**status, "step": step, "total": total})
-            except OSError as error:  # a full disk must not kill the work that frees it
-                log.warning("no heartbeat: %s", error)
-            if self._stop.wait(HEARTBEAT_SECONDS):
-                return
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            self._write_status()
+
+    def _write_status(self) -> None:
+        step, total = self._step
+        status = {"pid": os.getpid(), "t": time.time(), "stage": self._stage}
+        try:
+            write_json(self.job_dir / STATUS_FILE, {**status, "step": step, "total": total})
+        except OSError as error:  # a full disk must not kill the work that frees it
+            log.warning("no heartbeat: %s", error)
 
 
 def _end_broken_line(path: Path) -> None:
