@@ -245,8 +245,9 @@ def test_fragments_are_joined_only_if_masks_join_them():
     # A well shown object and crumbs far from it, fused by a shared code: no mask joins them.
     far = scene(*[[list(range(20)), [20], [21], [22]] for _ in range(3)])
     parts, one = np.repeat([0, 1], [20, 3]), np.zeros(23, int)
-    assert same_partition(take_better(far, parts, one, CONFIG), parts.tolist())
-    anyway = replace(CONFIG, join_agreement=0.0)
+    strict = replace(CONFIG, object_worth=0.5)
+    assert same_partition(take_better(far, parts, one, strict), parts.tolist())
+    anyway = replace(strict, join_agreement=0.0)
     assert same_partition(take_better(far, parts, one, anyway), one.tolist())
 
 
