@@ -62,11 +62,11 @@ class GeometryConfig:
     """
 
     longest_side: int = 480  # photos are scaled down to this, pixels
-    iterations: int = 4000
-    max_gaussians: int = 60_000
+    iterations: int = 3000
+    max_gaussians: int = 30_000
     sh_degree: int = 2
     coarse_factors: tuple[int, ...] = (4, 2, 1)  # resolution is divided by these, in turn
-    coarse_shares: tuple[float, ...] = (0.1, 0.4, 0.5)  # share of the iterations of each
+    coarse_shares: tuple[float, ...] = (0.3, 0.3, 0.4)  # share of the iterations of each
     min_coarse_side: int = 80  # never train below this longest side, pixels
 
     means_lr: float = 3.2e-4  # times the scene's extent; decays to 1 % of it
@@ -261,7 +261,7 @@ class LiftConfig:
 
     # Choice between two splits, group by group of objects that overlap.
     group_overlap: float = 0.5  # share of the smaller object's mass, to be of one group
-    object_worth: float = 0.4  # an object counts by its IoU with masks beyond this
+    object_worth: float = 0.5  # an object counts by its IoU with masks beyond this
     join_agreement: float = 0.2  # objects that masks join less are not taken as one
 
     # Number of codes: one for each track of the mask graph and some to spare.
