@@ -256,7 +256,7 @@ class LiftConfig:
     support_iou: float = 0.5  # a mask shows an object from this IoU on
     dissolve_support: float = 0.2  # objects shown in a smaller share of their views dissolve
     dissolve_step: float = 0.1
-    dissolve_joined: float = 0.3  # ... where masks join them to another object in this share
+    dissolve_joined: float = 0.3  # ... if masks join them to another in this share of views
     dissolve_rounds: int = 2
 
     # Choice between two splits, group by group of objects that overlap.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -41,6 +42,11 @@ def digest_code(*parts: str) -> str:
     folders = [path for path in paths if path.is_dir()]
     files += [file for folder in folders for file in folder.rglob("*")]
     return _digest(_contents(PACKAGE, (file for file in files if file.suffix in CODE_ENDINGS)))
+
+
+def digest_words(value: object) -> str:
+    """Of anything that JSON can write."""
+    return _digest([json.dumps(value).encode()])
 
 
 def _contents(root: Path, files: Iterable[Path]) -> Iterable[bytes]:

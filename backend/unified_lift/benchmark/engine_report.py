@@ -3,16 +3,11 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from pathlib import Path
 
-import torch
-
-from unified_lift import __version__
 from unified_lift.benchmark.engines import DEPTHS, GSPLAT, NATIVE, REFERENCE, THREADS, Plan, Scene
+from unified_lift.benchmark.machine import machine_words, today, version_words
 
 COUNTING = """\
 - Times are the least of several runs, the engines in turns within one process; of processor time on
@@ -75,11 +70,7 @@ def least_bytes(scene: Scene, depth: int) -> tuple[int, int]:
 
 
 def _setup(command: str) -> str:
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} processor cores"
-    versions = f"unified-lift {__version__}, Python {platform.python_version()}, "
-    versions += f"torch {torch.__version__}"
-    day = datetime.now().astimezone().date().isoformat()
-    return f"`{command}`\n\n{day}; {machine}; {versions}."
+    return f"`{command}`\n\n{today()}; {machine_words()}; {version_words()}."
 
 
 def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from unified_lift.benchmark.digests import digest_photos
+from unified_lift.benchmark.machine import held_megabytes
 from unified_lift.benchmark.peers import PEERS, PeerEngine, load_peer
 from unified_lift.benchmark.suites import trained_splats
 from unified_lift.capture import read_capture
@@ -37,7 +38,6 @@ NATIVE, REFERENCE, GSPLAT = "native core", "torch reference", "gsplat's torch pa
 PRESET = "draft"
 DEPTHS = (3, 19)  # colours alone; colours and 16 features
 THREADS = (1, 2)
-MEMORY_FILE = Path("/proc/self/status")  # Linux; elsewhere memory is not measured
 PEAK_RESET = Path("/proc/self/clear_refs")
 COUNTED_ROWS = 8  # pairs are counted on one row of pixels in so many
 
@@ -202,14 +202,9 @@ def peak_megabytes(call: Callable[[], object]) -> float | None:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     PEAK_RESET.write_text("5")  # proc(5): the high-water mark starts anew
-    before = _status("VmRSS")
+    before = held_megabytes("VmRSS")
     call()
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> float:
-    (line,) = [text for text in MEMORY_FILE.read_text().splitlines() if text.startswith(name)]
-    return int(line.split()[1]) / 1024
+    return held_megabytes("VmHWM") - before
 
 
 def machine_peak(num_threads: int) -> tuple[float, float]:

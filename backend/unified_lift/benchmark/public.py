@@ -82,7 +82,8 @@ def start_scene(scene_dir: Path, folder: Path, settings: dict) -> None:
         if read_json(path) == source:
             return
         for name in ("capture", "job", "views"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+            if (folder / name).exists():  # what cannot be removed must not pass for the new
+                shutil.rmtree(folder / name)
     elif folder.exists() and any(folder.iterdir()):
         raise JobError(f"{folder} is not of this benchmark. Choose another --out.")
     folder.mkdir(parents=True, exist_ok=True)

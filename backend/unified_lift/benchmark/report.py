@@ -4,18 +4,14 @@
 from __future__ import annotations
 
 import inspect
-import os
-import platform
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 import scipy
-import torch
 
-from unified_lift import __version__
+from unified_lift.benchmark.machine import machine_words, today, version_words
 from unified_lift.benchmark.methods import ALL_METHODS, ORACLE
 from unified_lift.benchmark.pictures import level_pictures, save_bars, save_curves
 from unified_lift.config import Budget
@@ -97,17 +93,14 @@ def write_report(
 
 
 def _setup(cells: Sequence[dict], command: str, budget: Budget, engine: str) -> str:
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} processor cores"
-    versions = f"unified-lift {__version__}, Python {platform.python_version()}, "
-    versions += f"torch {torch.__version__}, NumPy {np.__version__}, SciPy {scipy.__version__}"
+    versions = f"{version_words()}, NumPy {np.__version__}, SciPy {scipy.__version__}"
     steps = f"{budget.steps} steps of {budget.pixels} pixels for each learned rival, whose rates "
     steps += f"were chosen on the scene messy25 with `paper` masks, {FEATURES.steps} of "
     steps += f"{FEATURES.pixels} for ours"
-    day = datetime.now().astimezone().date().isoformat()
     preset = next(cell["key"]["preset"] for cell in cells)
     seeds = ", ".join(str(seed) for seed in sorted({cell["seed"] for cell in cells}))
-    run = f"{day}; preset `{preset}`; seeds {seeds}"
-    return f"`{command}`\n\n{run}; {machine}; {versions}; engine `{engine}`; {steps}."
+    run = f"{today()}; preset `{preset}`; seeds {seeds}"
+    return f"`{command}`\n\n{run}; {machine_words()}; {versions}; engine `{engine}`; {steps}."
 
 
 def _levels(cells: Sequence[dict]) -> list[tuple[str, str]]:

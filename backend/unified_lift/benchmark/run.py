@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import threading
 import time
 import zipfile
@@ -15,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_lift.benchmark.digests import digest_code
+from unified_lift.benchmark.digests import digest_code, digest_words
 from unified_lift.benchmark.frozen import Frozen, Outcome
+from unified_lift.benchmark.machine import MEMORY_FILE, held_megabytes
 from unified_lift.benchmark.methods import ALL_METHODS, ORACLE
 from unified_lift.benchmark.pictures import draw_level, has_pictures
 from unified_lift.benchmark.scores import score_split
@@ -34,7 +33,6 @@ from unified_lift.rendering import Engine
 
 CELLS_DIR = "cells"
 SUITES_DIR = "suites"
-MEMORY_FILE = Path("/proc/self/status")  # Linux; elsewhere memory is not measured
 SAMPLE_SECONDS = 0.05
 ARRAYS = ".npz"
 # What a cell hangs on: how splats, masks and objects are made, and how they are scored.
@@ -185,8 +183,7 @@ def _run_suite(
         waiting = [task for task in same if not task.is_done(report)]
         shown = [levels[TRUE_MASKS][0], *(task for task in same if task.cell.seed == 0)]
         # A picture says in itself what it was made from.
-        words = json.dumps([[task.cell.method, task.key] for task in shown])
-        stamp = hashlib.sha256(words.encode()).hexdigest()
+        stamp = digest_words([[task.cell.method, task.key] for task in shown])
         drawn = masks == TRUE_MASKS or has_pictures(work_dir, capture_dir.name, masks, stamp)
         if drawn and not waiting:
             continue
@@ -283,13 +280,7 @@ class Meter:
 
     def _watch(self) -> None:
         while MEMORY_FILE.exists():
-            held = _resident_megabytes()
+            held = held_megabytes("VmRSS")
             self.megabytes = max(self.megabytes or 0.0, held)
             if self._stop.wait(SAMPLE_SECONDS):
                 return
-
-
-def _resident_megabytes() -> float:
-    lines = MEMORY_FILE.read_text().splitlines()
-    (held,) = [line for line in lines if line.startswith("VmRSS:")]
-    return int(held.split()[1]) / 1024

@@ -80,7 +80,7 @@ def _groups(
     incidence: Incidence, split: np.ndarray, other: np.ndarray, config: LiftConfig
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Groups of overlapping objects (A,), (B,) of both splits; A, B >= 1, not both 1."""
-    mass = np.asarray(incidence.mass.sum(0)).ravel()
+    mass = incidence.mass_of_gaussian
     num, num_other = int(split.max()) + 1, int(other.max()) + 1
     both = (split >= 0) & (other >= 0)
     shared = np.bincount(split[both] * num_other + other[both], mass[both], num * num_other)

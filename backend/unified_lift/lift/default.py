@@ -54,12 +54,15 @@ def learn_objects(
     num_codes = count_codes(tracks, incidence, config)
     scene = (weights, label_maps, incidence.num_gaussians)
     features, learned = train_features(*scene, num_codes, learning, seed, report, show)
-    mass = np.asarray(incidence.mass.sum(0)).ravel()
     rng = np.random.default_rng(seed)
     object_ids = by_votes
     for attempt in range(learning.codebooks):
         report.check()
-        codebook = fit_codebook(features, mass, num_codes, learning, rng) if attempt else learned
+        codebook = (
+            fit_codebook(features, incidence.mass_of_gaussian, num_codes, learning, rng)
+            if attempt
+            else learned
+        )
         by_codes = compact(incidence, nearest_codes(features, codebook), config)
         object_ids = take_better(incidence, object_ids, by_codes, config)
     return object_ids, features, learned

@@ -54,6 +54,11 @@ class Incidence:
         """`mass` with the entries of each Gaussian together."""
         return self.mass.tocsc()
 
+    @cached_property
+    def mass_of_gaussian(self) -> np.ndarray:
+        """Weight of each Gaussian in all masks, (N,) float32."""
+        return np.asarray(self.mass.sum(0)).ravel()
+
     def sum_views(self, values: np.ndarray) -> np.ndarray:
         """Sum rows of masks to rows of views: (M, D) to (V, D)."""
         total = np.zeros((self.num_views, values.shape[1]), values.dtype)

@@ -145,7 +145,7 @@ def _surfaces(
 
 def _mass(incidence: Incidence) -> np.ndarray:
     """All weight of each Gaussian in all views, (N,)."""
-    return np.asarray(incidence.mass.sum(0)).ravel() + incidence.void.sum(0)
+    return incidence.mass_of_gaussian + incidence.void.sum(0)
 
 
 def _record(number: int, is_surface: bool, score: float, means: np.ndarray) -> ObjectRecord:
