@@ -167,7 +167,7 @@ class SurfaceMaskConfig:
     splat_reach: float = 2.0  # a splat ends here, in standard deviations of its longest axis
 
     # Truncated signed distance field on sparse voxels (Curless and Levoy 1996).
-    voxel_pixels: float = 2.25  # h: this many pixels at the depth below
+    voxel_pixels: float = 1.75  # h: this many pixels at the depth below
     voxel_depth_percentile: float = 30.0
     max_voxels: int = 1_000_000  # with points of two views; h is raised until there are no more
     truncation: float = 4.0  # h
@@ -207,10 +207,16 @@ class SurfaceMaskConfig:
     crease_degrees: float = 20.0  # concave angle that outweighs a full contact
     contrast: float = 120.0  # colour difference that does, with lightness halved
     whole_rounds: int = 3
-    whole_intersection: float = 0.45  # of Lab histograms, for parts of one thing
-    whole_min_affinity: float = -1.5
-    whole_contact: float = 1.0  # contact length, times the root of the smaller part's voxels
+    whole_intersection: float = 0.3  # of Lab histograms, for parts of one thing that touch
+    whole_contact: float = 0.5  # contact length, times the root of the smaller part's voxels
     whole_min_voxels: int = 30
+    solid_share: float = 0.25  # of the rays through the smaller part end in the other side
+    solid_intersection: float = 0.15  # of Lab histograms, for two sides of one thing
+    solid_start: float = 2.25  # h; rays are looked at from here on ...
+    solid_step: float = 0.75  # h
+    solid_reach: float = 60.0  # h; ... up to here
+    solid_cos: float = 0.3  # where they end the surface faces away, or towards them
+    solid_rays: int = 40_000
     region_min_mass: float = 6e-4  # share of all mass
 
     # From voxels to pixels.

@@ -9,11 +9,12 @@ import torch
 
 from unified_lift.config import SurfaceMaskConfig
 from unified_lift.masks.depth import DepthView, depth_map, ray_directions
-from unified_lift.masks.fusion import candidate_voxels, fuse, voxel_size
+from unified_lift.masks.fusion import Surface, candidate_voxels, fuse, voxel_size
 from unified_lift.masks.labelling import add_flat_things, fill_gaps, label_photo, snap
 from unified_lift.masks.linkage import Contacts, average_linkage
 from unified_lift.masks.planes import find_surface_planes
 from unified_lift.masks.regions import segment
+from unified_lift.masks.solids import find_exits, opposite_sides
 from unified_lift.masks.surfaces import find_planes, surface_label_maps
 from unified_lift.masks.voxels import cell_keys, dilate, neighbour_pairs
 from unified_lift.protocol import Cancelled, JobError, SilentReport
@@ -239,6 +240,56 @@ def test_box_and_table_become_one_region_each(scene, surface):
     assert table in planes and box not in planes and box != NOTHING
     for value, truth in ((table, ON_TABLE), (box, ON_BOX)):
         assert iou(labels, value, truths, truth) > 0.8
+
+
+def box_faces(surface):
+    """Region of each voxel: faces of the box towards +x (0) and -x (1), the rest (-1)."""
+    x, _, z = surface.positions.T
+    high = z > 3 * surface.size
+    return np.where(high & (x > 0.9 * BOX), 0, np.where(high & (x < -0.9 * BOX), 1, -1))
+
+
+def test_rays_into_a_box_leave_it_on_its_other_side(surface):
+    faces = box_faces(surface)
+    pairs, share = opposite_sides(*find_exits(surface, np.nonzero(faces >= 0)[0], CONFIG), faces, 2)
+    assert pairs.tolist() == [[0, 1]]
+    assert share[0] > 0.7
+    few = replace(CONFIG, solid_rays=50)
+    starts, exits = find_exits(surface, np.nonzero(faces >= 0)[0], few)
+    assert 25 <= len(starts) <= 50
+    assert opposite_sides(starts, exits, faces, 2)[1] == pytest.approx(share, abs=0.2)
+
+
+def test_a_ray_that_meets_the_front_of_something_was_outside():
+    places = np.stack(np.meshgrid(np.arange(10.0), np.arange(10.0)), -1).reshape(-1, 2)
+    walls = [np.insert(places, 0, x, axis=1) for x in (0, 10, 20)]  # front, front, back
+    normals = np.repeat([[-1.0, 0, 0], [-1.0, 0, 0], [1.0, 0, 0]], 100, axis=0)
+    nothing = np.empty((0, 2), np.int32)
+    surface = Surface(1.0, np.concatenate(walls), normals, normals, nothing, [], np.ones(300))
+    starts, exits = find_exits(surface, np.arange(300), CONFIG)
+    pairs, share = opposite_sides(starts, exits, np.repeat([0, 1, 2], 100), 3)
+    assert pairs.tolist() == [[1, 2]]
+    assert share.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("solid_share, num", [(CONFIG.solid_share, 1), (2.0, 2)])
+def test_sides_that_no_surface_connects_are_one_thing(scene, surface, solid_share, num):
+    faces = box_faces(surface)
+    kept = (faces >= 0) | (surface.positions[:, 2] < surface.size)
+    number = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)
+    gaps = replace(
+        surface,
+        positions=surface.positions[kept],
+        normals=surface.normals[kept],
+        colors=surface.colors[kept],
+        neighbours=number[surface.neighbours[kept[surface.neighbours].all(1)]],
+        pixel_voxels=[number[voxels] for voxels in surface.pixel_voxels],
+        mass=surface.mass[kept],
+    )
+    planes, ids = find_surface_planes(surface, CONFIG)
+    regions, _ = segment(gaps, planes, ids[kept], replace(CONFIG, solid_share=solid_share))
+    sides = [np.bincount(regions[faces[kept] == side]).argmax() for side in (0, 1)]
+    assert len(set(sides)) == num and 0 not in sides
 
 
 def label_scene(photos, surface, config=CONFIG):

@@ -11,6 +11,7 @@ from unified_lift.config import SurfaceMaskConfig
 from unified_lift.masks.fusion import Surface
 from unified_lift.masks.linkage import Contacts, average_linkage, ordered_pairs
 from unified_lift.masks.planes import Plane
+from unified_lift.masks.solids import find_exits, opposite_sides
 from unified_lift.masks.voxels import cell_keys, components, group_means, unit
 from unified_lift.protocol import JobError
 
@@ -53,11 +54,11 @@ def segment(
     plane_of_node[nodes[used]] = plane_of_voxel[used]
     region_of_node = grow(contacts, plane_of_node)
     regions = np.where(used, region_of_node[nodes], -1)
+    rays = find_exits(surface, np.nonzero(used & (plane_of_voxel == 0))[0], config)
     for _ in range(config.whole_rounds):
         plane_regions = np.unique(region_of_node[plane_of_node > 0])
-        wholes = join_parts(
-            surface, regions, contacts.joined(region_of_node), plane_regions, config
-        )
+        touching = contacts.joined(region_of_node)
+        wholes = join_parts(surface, regions, touching, rays, plane_regions, config)
         region_of_node, regions = wholes[region_of_node], np.where(used, wholes[regions], -1)
     plane_regions = np.unique(region_of_node[plane_of_node > 0])
     return number_by_mass(surface.mass, regions, plane_regions, config.region_min_mass)
@@ -167,15 +168,17 @@ def join_parts(
     surface: Surface,
     regions: np.ndarray,
     contacts: Contacts,
+    rays: tuple[np.ndarray, np.ndarray],
     plane_regions: np.ndarray,
     config: SurfaceMaskConfig,
 ) -> np.ndarray:
-    """Join regions that look alike and touch broadly: parts of one thing.
+    """Join regions that look alike and touch broadly, or are two sides of one solid.
 
     Args:
         surface: n voxels.
         regions: (n,) region of each voxel, -1 = none.
         contacts: between regions.
+        rays: of `find_exits`.
         plane_regions: regions left as they are.
         config: the constants `whole_*`.
 
@@ -187,12 +190,24 @@ def join_parts(
     histograms = color_histograms(surface, regions, num)
     may = voxels > config.whole_min_voxels
     may[plane_regions] = False
-    a, b = contacts.pairs.T
-    smaller = np.sqrt(np.minimum(voxels[a], voxels[b]))
-    join = may[a] & may[b] & (contacts.affinity > config.whole_min_affinity)
-    join &= contacts.lengths > config.whole_contact * smaller
-    alike = histograms[a[join]].minimum(histograms[b[join]]).sum(1)
-    return components(contacts.pairs[join][np.ravel(alike) > config.whole_intersection], num)
+    smaller = np.sqrt(voxels[contacts.pairs].min(1))
+    broad = contacts.pairs[contacts.lengths > config.whole_contact * smaller]
+    sides, share = opposite_sides(*rays, regions, num)
+    sides = sides[share > config.solid_share]
+    alike = np.concatenate(
+        [
+            similarity(histograms, broad) > config.whole_intersection,
+            similarity(histograms, sides) > config.solid_intersection,
+        ]
+    )
+    pairs = np.concatenate([broad, sides])
+    return components(pairs[alike & may[pairs].all(1)], num)
+
+
+def similarity(histograms: scipy.sparse.csr_matrix, pairs: np.ndarray) -> np.ndarray:
+    """Intersection (p,) of the histograms of pairs of regions (p, 2)."""
+    a, b = pairs.T
+    return np.ravel(histograms[a].minimum(histograms[b]).sum(1))
 
 
 def color_histograms(surface: Surface, regions: np.ndarray, num: int) -> scipy.sparse.csr_matrix:
