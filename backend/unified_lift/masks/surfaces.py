@@ -7,6 +7,12 @@ things on planes by colour. Everything is seeded: equal input, equal labels.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
 import numpy as np
 
 from unified_lift.config import SurfaceMaskConfig
@@ -22,6 +28,7 @@ from unified_lift.rendering import Camera
 from unified_lift.rendering.weights import BlendWeights
 
 STEPS = 1000  # of a stage
+Result = TypeVar("Result")
 
 
 def surface_label_maps(
@@ -55,12 +62,13 @@ def surface_label_maps(
     planes, plane_of_voxel = find_surface_planes(surface, config)
     report.check()
     regions, plane_regions = segment(surface, planes, plane_of_voxel, config)
-    label_maps = []
-    for view, (photo, pixel_voxels) in enumerate(zip(photos, surface.pixel_voxels, strict=True)):
-        label_maps.append(label_photo(photo, pixel_voxels, regions, plane_regions, config))
+    label = partial(label_photo, regions=regions, plane_regions=plane_regions, config=config)
+    label_maps: list[np.ndarray] = []
+    for view, labels in enumerate(_in_threads(label, photos, surface.pixel_voxels)):
+        label_maps.append(labels)
         left = 1 - len(label_maps) / len(photos)
         report.progress(round(STEPS * (1 - config.label_time * left)), STEPS, "labels")
-        show(view, label_maps[-1])
+        show(view, labels)
     return label_maps, _surface_planes(surface, planes, plane_of_voxel, config)
 
 
@@ -96,14 +104,21 @@ def _surface(
     show: Show,
 ) -> Surface:
     views: list[DepthView] = []
-    for view, (camera, view_weights) in enumerate(zip(cameras, weights, strict=True)):
-        views.append(depth_view(gaussians, view_weights, camera, config))
+    find_depth = partial(depth_view, gaussians, config=config)
+    for view, depth in enumerate(_in_threads(find_depth, weights, cameras)):
+        views.append(depth)
         done = len(views) / len(photos)
         report.progress(round(STEPS * config.depth_time * done), STEPS, "depth")
         show(view, None)
     surface = fuse(photos, views, config, report)
     show(len(views) - 1, None)
     return surface
+
+
+def _in_threads(function: Callable[..., Result], *views: Iterable) -> Iterator[Result]:
+    """Call a function for each view, a few views at a time; results come in order."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy lets other threads run meanwhile
+        yield from pool.map(function, *views)
 
 
 def _surface_planes(
