@@ -76,9 +76,15 @@ class GeometryConfig:
     opacities_lr: float = 5e-2
     sh0_lr: float = 5e-3
     shN_lr: float = 2.5e-4
+    decay_from: float = 0.6  # share of the iterations after which all rates but the means' ...
+    final_lr: float = 0.1  # ... fall to this share of themselves
     ssim_weight: float = 0.2  # 3DGS
     opacity_regularizer: float = 0.01  # 3DGS-MCMC
     scale_regularizer: float = 0.01  # 3DGS-MCMC
+
+    exposure_lr: float = 2e-2
+    min_exposure_spread: float = 0.02  # of a middle grey, to correct the photos' exposures
+    done_loss: float = 2e-3  # of every photo, to end early
 
     densify_from: int = 200  # iteration
     densify_until: float = 0.8  # share of the iterations
@@ -121,6 +127,7 @@ class PipelineConfig:
 
     # Seconds on the machine of GeometryConfig's costs, for the time left before it is seen:
     # measured on messy8 and messy25 at draft and standard, each stage within 15 %.
+    point_seconds: float = 9e-6  # each pixel of a photo whose features are looked for
     surface_seconds: float = 8e-6  # each pixel of a view that lifts
     folder_seconds: float = 5.5e-6  # likewise: floor and walls are looked for in the same surface
     sam_seconds: float = 60.0  # each photo, ViT-B without a GPU
@@ -141,6 +148,23 @@ class CaptureConfig:
     # pixel of the largest photos that train.
     max_distance: float = 100.0
     min_spread: float = 1e-4  # units; cameras that differ by less stand at one place
+
+
+@dataclass(frozen=True)
+class TriangulationConfig:
+    """Points of a capture that has none, from features of its photos."""
+
+    longest_side: int = 640  # features are looked for at this size, pixels
+    contrast: float = 0.007  # of a feature; half of the usual, for three times the points
+    photo_pairs: int = 25  # pairs that match in the time that a photo's features take
+    neighbours: int = 12  # photos that each photo is matched with
+    max_error: float = 2.0  # pixels from the epipolar line, and of a point from its features
+    max_ratio: float = 0.8  # of the nearest descriptor's distance to the next (Lowe 2004)
+    max_distance: float = 0.7  # of descriptors (COLMAP)
+    rounds: tuple[float, ...] = (8.0, 4.0, 2.0, 1.0)  # outliers go beyond these times max_error
+    damping: float = 1e-9  # of rays that run side by side
+    min_views: int = 3  # that show a point
+    min_angle: float = 2.0  # degrees between two of its rays
 
 
 @dataclass(frozen=True)
