@@ -62,11 +62,11 @@ class GeometryConfig:
     """
 
     longest_side: int = 480  # photos are scaled down to this, pixels
-    iterations: int = 3000
-    max_gaussians: int = 30_000
+    iterations: int = 5000
+    max_gaussians: int = 100_000
     sh_degree: int = 2
     coarse_factors: tuple[int, ...] = (4, 2, 1)  # resolution is divided by these, in turn
-    coarse_shares: tuple[float, ...] = (0.3, 0.3, 0.4)  # share of the iterations of each
+    coarse_shares: tuple[float, ...] = (0.1, 0.4, 0.5)  # share of the iterations of each
     min_coarse_side: int = 80  # never train below this longest side, pixels
 
     means_lr: float = 3.2e-4  # times the scene's extent; decays to 1 % of it
@@ -79,17 +79,24 @@ class GeometryConfig:
     decay_from: float = 0.6  # share of the iterations after which all rates but the means' ...
     final_lr: float = 0.1  # ... fall to this share of themselves
     ssim_weight: float = 0.2  # 3DGS
-    opacity_regularizer: float = 0.01  # 3DGS-MCMC
-    scale_regularizer: float = 0.01  # 3DGS-MCMC
+    # A tenth of 3DGS-MCMC's: objects keep sharper borders.
+    opacity_regularizer: float = 0.001
+    scale_regularizer: float = 0.001
 
     exposure_lr: float = 2e-2
-    min_exposure_spread: float = 0.02  # of a middle grey, to correct the photos' exposures
+    exposure_rounds: int = 10  # through all photos, after which exposures are judged
+    exposure_neighbours: int = 2  # photos that one is compared with
+    # RMS, of a middle grey: .02 in a video with automatic exposure, .14 where each photo was
+    # multiplied by .7 to 1.3.
+    min_exposure_difference: float = 0.05
     done_loss: float = 2e-3  # of every photo, to end early
 
     densify_from: int = 200  # iteration
     densify_until: float = 0.8  # share of the iterations
     densify_every: int = 100
-    growth: float = 1.3  # Gaussians grow by this factor at most at each densification
+    # Gaussians grow by this factor at most at each densification: as slowly as fills the budget
+    # by the time that photos are at full size, which is cheaper and no worse.
+    growth: float = 1.15
     dead_opacity: float = 0.005  # relocated below this (3DGS-MCMC)
     init_opacity: float = 0.1  # 3DGS
     random_points: int = 10_000  # where the capture has no points
@@ -106,9 +113,16 @@ class GeometryConfig:
 
 
 PRESETS = {
-    "draft": GeometryConfig(longest_side=256, iterations=1000, max_gaussians=15_000, sh_degree=1),
+    "draft": GeometryConfig(
+        longest_side=256,
+        iterations=1000,
+        max_gaussians=15_000,
+        sh_degree=1,
+        coarse_shares=(0.3, 0.3, 0.4),
+        growth=1.3,
+    ),
     "standard": GeometryConfig(),
-    "high": GeometryConfig(longest_side=960, iterations=7000, max_gaussians=100_000, sh_degree=3),
+    "high": GeometryConfig(longest_side=960, iterations=7000, max_gaussians=150_000, sh_degree=3),
 }
 
 

@@ -3,24 +3,28 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from unified_lift.capture.views import nearest_cameras
 from unified_lift.config import GeometryConfig
+from unified_lift.rendering import Camera
 
 
 class Exposures:
-    """A gain and a bias of each photo and channel, learned while the photos are small.
+    """A gain and a bias of each photo and channel, learned from the first rounds of training on.
 
-    Where the photos then differ by no more than such learning always finds, they count as exposed
-    alike, and nothing is corrected. The scene keeps the mean of the photos' colours.
+    They stay only if photos then differ from those of the nearest cameras. Where all photos agree,
+    or differ slowly along the camera's way, splats that show them as they are look more like other
+    photos from there. The scene keeps the mean of the photos' colours.
     """
 
-    def __init__(self, num_photos: int, config: GeometryConfig, device: torch.device) -> None:
+    def __init__(self, cameras: list[Camera], config: GeometryConfig, device: torch.device) -> None:
+        viewmats = np.stack([camera.viewmat.numpy() for camera in cameras])
+        self.neighbours = torch.from_numpy(nearest_cameras(viewmats, config.exposure_neighbours))
         # Separate tensors: Adam leaves those alone that a step gave no gradient.
-        self.rows = [
-            torch.zeros(2, 3, device=device, requires_grad=True) for _ in range(num_photos)
-        ]
+        self.rows = [torch.zeros(2, 3, device=device, requires_grad=True) for _ in cameras]
         self.optimizer = torch.optim.Adam(self.rows, lr=config.exposure_lr)
 
     def apply(self, image: Tensor, view: int) -> Tensor:
@@ -31,7 +35,7 @@ class Exposures:
         return image * gain.exp() + bias
 
     def step(self) -> None:
-        """One step of Adam; on average, the photos have the scene's own colours."""
+        """One step of Adam; the mean over the photos stays 0."""
         if not self.rows:
             return
         self.optimizer.step()
@@ -43,10 +47,9 @@ class Exposures:
 
     @torch.no_grad()
     def judge(self, config: GeometryConfig) -> None:
-        """Forget them unless the photos differ in how they show a middle grey."""
-        if not self.rows:
-            return
-        gain, bias = torch.stack(self.rows).unbind(1)
-        shift = 0.5 * gain.exp() + bias - 0.5
-        if float(shift.square().mean().sqrt()) < config.min_exposure_spread:
+        """Forget them unless neighbours differ in how they show a middle grey."""
+        gain, bias = torch.stack(self.rows).cpu().unbind(1)
+        grey = 0.5 * gain.exp() + bias
+        difference = grey - grey[self.neighbours].mean(1)
+        if float(difference.square().mean().sqrt()) < config.min_exposure_difference:
             self.rows = []

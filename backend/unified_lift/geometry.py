@@ -129,7 +129,7 @@ def train(
     if learner:
         start[FEATURES] = learner.start(len(start["means"]))
     start = {name: value.to(engine.device) for name, value in start.items()}
-    exposures = Exposures(len(photos), config, engine.device)
+    exposures = Exposures(cameras, config, engine.device)
     rate = learner.rate if learner else 0.0
     trainer = Trainer.start(start, extent, config, exposures, rate)
     costs = list(step_costs(config, cameras, len(start["means"])))
@@ -137,7 +137,7 @@ def train(
     full_size = int(sum(config.coarse_shares[:-1]) * config.iterations)
     losses: list[Tensor] = []
     for step, view, photo, camera in _schedule(photos, cameras, config, generator):
-        if step == full_size:
+        if step == min(full_size, config.exposure_rounds * len(photos)):
             exposures.judge(config)
         loss = _photometric(trainer, view, photo, camera, config, engine)
         losses.append(loss.detach())

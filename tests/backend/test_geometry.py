@@ -229,24 +229,33 @@ def test_photos_that_are_exposed_differently_give_the_scene_its_own_colours():
     held_out = [i for i in range(len(views)) if i not in trained_on]
     even = ([photos[i] for i in held_out], [cameras[i] for i in held_out])
     config = replace(CONFIG, iterations=600, max_gaussians=2000)
-    never = replace(config, min_exposure_spread=np.inf)
+    never = replace(config, min_exposure_difference=np.inf)
     corrected, plain = (mean_psnr(train_on(scene, choice), even) for choice in (config, never))
     assert corrected > plain + 0.4
 
 
-def test_photos_that_are_exposed_alike_are_not_corrected():
-    exposures = Exposures(3, CONFIG, torch.device("cpu"))
+def judged(shifts):
+    """What is left of the corrections of photos taken side by side, for a middle grey."""
+    cameras = [look_at_origin(angle) for angle in np.linspace(0, 1, len(shifts))]
+    exposures = Exposures(cameras, CONFIG, torch.device("cpu"))
     with torch.no_grad():
-        for i, row in enumerate(exposures.rows):
-            row += (i - 1) * CONFIG.min_exposure_spread / 3
-    image = torch.full((2, 2, 3), 0.5)
-    assert not torch.equal(exposures.apply(image, 0), image)
+        for row, shift in zip(exposures.rows, shifts, strict=True):
+            row[1] += shift
     exposures.judge(CONFIG)
-    assert torch.equal(exposures.apply(image, 0), image)
+    grey = torch.full((1, 1, 3), 0.5)
+    return [float(exposures.apply(grey, i).detach().mean()) - 0.5 for i in range(len(shifts))]
 
 
-def test_corrections_leave_the_scene_its_mean_colours():
-    exposures = Exposures(3, CONFIG, torch.device("cpu"))
+def test_only_exposures_that_neighbours_contradict_are_corrected():
+    much = 2 * CONFIG.min_exposure_difference
+    assert judged([0.01, -0.01] * 6) == [0] * 12
+    assert judged(np.linspace(-much, much, 12)) == [0] * 12  # as a camera adapts on its way
+    jumps = [much, much, -much] * 4
+    assert judged(jumps) == pytest.approx(jumps, abs=1e-6)
+
+
+def test_corrections_leave_the_scene_its_mean_colours(two_balls):
+    exposures = Exposures(two_balls[1], CONFIG, torch.device("cpu"))
     exposures.apply(torch.full((2, 2, 3), 0.5), 1).sum().backward()
     exposures.step()
     assert exposures.rows[1].abs().min() > 0

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from skimage.feature import SIFT
 
-from unified_lift.capture.views import View
+from unified_lift.capture.views import View, nearest_cameras
 from unified_lift.config import TriangulationConfig
 from unified_lift.protocol import Report
 
@@ -61,12 +61,7 @@ def triangulate(
 
 def choose_pairs(views: Sequence[View], neighbours: int) -> list[tuple[int, int]]:
     """Each photo with those taken from nearest to it in the most alike direction, no pair twice."""
-    centers = np.stack([view.center for view in views])
-    gaze = np.stack([view.viewmat[2, :3] for view in views])
-    apart = np.linalg.norm(centers[:, None] - centers, axis=2)
-    apart = apart / apart.max() + (1 - gaze @ gaze.T)
-    np.fill_diagonal(apart, -1)
-    nearest = np.argsort(apart, axis=1, kind="stable")[:, 1 : neighbours + 1]
+    nearest = nearest_cameras(np.stack([view.viewmat for view in views]), neighbours)
     return sorted({(min(i, j), max(i, j)) for i, row in enumerate(nearest.tolist()) for j in row})
 
 
