@@ -13,11 +13,12 @@ from unified_lift.rendering import Camera
 
 
 class Exposures:
-    """A gain and a bias of each photo and channel, learned from the first rounds of training on.
+    """A gain and a bias of each photo and channel; the scene keeps the photos' mean colours.
 
-    They stay only if photos then differ from those of the nearest cameras. Where all photos agree,
-    or differ slowly along the camera's way, splats that show them as they are look more like other
-    photos from there. The scene keeps the mean of the photos' colours.
+    At first they are on trial: learned beside the splats, and without a say. They stay only if
+    photos then differ from those of the nearest cameras. Where all photos agree, or differ slowly
+    along the camera's way, splats that show them as they are look more like other photos from
+    there.
     """
 
     def __init__(self, cameras: list[Camera], config: GeometryConfig, device: torch.device) -> None:
@@ -26,11 +27,21 @@ class Exposures:
         # Separate tensors: Adam leaves those alone that a step gave no gradient.
         self.rows = [torch.zeros(2, 3, device=device, requires_grad=True) for _ in cameras]
         self.optimizer = torch.optim.Adam(self.rows, lr=config.exposure_lr)
+        self.on_trial = True
 
     def apply(self, image: Tensor, view: int) -> Tensor:
         """The scene's colours (H, W, 3) as the photo of a view has them."""
-        if not self.rows:
+        if self.on_trial or not self.rows:
             return image
+        return self._corrected(image, view)
+
+    def trial_loss(self, image: Tensor, photo: Tensor, view: int) -> Tensor | float:
+        """What the trial learns from, (H, W, 3) both; it has no gradient for the scene."""
+        if not self.on_trial:
+            return 0.0
+        return (self._corrected(image.detach(), view) - photo).abs().mean()
+
+    def _corrected(self, image: Tensor, view: int) -> Tensor:
         gain, bias = self.rows[view]
         return image * gain.exp() + bias
 
@@ -47,7 +58,8 @@ class Exposures:
 
     @torch.no_grad()
     def judge(self, config: GeometryConfig) -> None:
-        """Forget them unless neighbours differ in how they show a middle grey."""
+        """End the trial: forget them unless neighbours differ in how they show a middle grey."""
+        self.on_trial = False
         gain, bias = torch.stack(self.rows).cpu().unbind(1)
         grey = 0.5 * gain.exp() + bias
         difference = grey - grey[self.neighbours].mean(1)

@@ -263,11 +263,13 @@ def _photometric(
     config: GeometryConfig,
     engine: Engine,
 ) -> Tensor:
-    """L = (1 - w) L1 + w (1 - SSIM) (3DGS)."""
+    """L = (1 - w) L1 + w (1 - SSIM) (3DGS); at first, what the exposures learn from beside it."""
     target = torch.tensor(photo, device=engine.device).float() / 255
     params = {name: trainer.gaussians[name] for name in PARAMETERS}
-    image = trainer.exposures.apply(engine.render(**params, camera=camera).channels, view)
-    return engine.photometric_loss(image, target, config.ssim_weight)
+    image = engine.render(**params, camera=camera).channels
+    shown = trainer.exposures.apply(image, view)
+    loss = engine.photometric_loss(shown, target, config.ssim_weight)
+    return loss + trainer.exposures.trial_loss(image, target, view)
 
 
 def _regularizers(trainer: Trainer, config: GeometryConfig) -> Tensor:
