@@ -102,9 +102,10 @@ class GeometryConfig:
     random_points: int = 10_000  # where the capture has no points
     min_points: int = 100  # with fewer points than this the start is random
 
-    # Seconds of a training step on two cores of a 2023 server CPU: a least-squares fit that
-    # keeps each stretch of 300 steps on messy25 within 10 %, and what is left on messy8 at three
-    # sizes (6, 9 and 42 s in all, each within 10 %). Only the time left depends on them.
+    # Seconds of a training step on two cores of a 2023 server CPU, by least squares. Only the time
+    # left depends on them, and only on their ratios: on messy25 at standard (3,600 to 100,000
+    # Gaussians, three resolutions) they take 1.75 CPU seconds each, and every stretch of 250 steps
+    # within 10 % of it, but for the first (15 % less).
     cost_start: float = 1.0  # before the first step
     cost_step: float = 1.2e-3
     cost_pixel: float = 1.44e-7
