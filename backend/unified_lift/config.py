@@ -84,7 +84,7 @@ class GeometryConfig:
     scale_regularizer: float = 0.001
 
     exposure_lr: float = 2e-2
-    exposure_rounds: int = 10  # through all photos, after which exposures are judged
+    exposure_rounds: int = 5  # through all photos, after which exposures are judged
     exposure_neighbours: int = 2  # photos that one is compared with
     # RMS, of a middle grey: .02 in a video with automatic exposure, .14 where each photo was
     # multiplied by .7 to 1.3.
