@@ -49,16 +49,10 @@ class Trainer:
 
     gaussians: Gaussians
     optimizer: torch.optim.Adam
-    exposures: Exposures
 
     @classmethod
     def start(
-        cls,
-        gaussians: Gaussians,
-        extent: float,
-        config: GeometryConfig,
-        exposures: Exposures,
-        feature_lr: float = 0.0,
+        cls, gaussians: Gaussians, extent: float, config: GeometryConfig, feature_lr: float = 0.0
     ) -> Trainer:
         """Begin at these Gaussians; `extent` scales the learning rate of the means."""
         rates = {name: getattr(config, f"{name}_lr") for name in PARAMETERS}
@@ -70,7 +64,7 @@ class Trainer:
             for name in params
         ]
         optimizer = torch.optim.Adam(groups, eps=1e-15, fused=True)  # eps: 3DGS
-        return cls(params, optimizer, exposures)
+        return cls(params, optimizer)
 
     def replace(self, gaussians: Gaussians, fresh: Tensor) -> None:
         """Go on with other Gaussians: the first rows are the old ones, `fresh` rows were changed.
@@ -130,8 +124,7 @@ def train(
         start[FEATURES] = learner.start(len(start["means"]))
     start = {name: value.to(engine.device) for name, value in start.items()}
     exposures = Exposures(cameras, config, engine.device)
-    rate = learner.rate if learner else 0.0
-    trainer = Trainer.start(start, extent, config, exposures, rate)
+    trainer = Trainer.start(start, extent, config, learner.rate if learner else 0.0)
     costs = list(step_costs(config, cameras, len(start["means"])))
     total, spent = sum(costs), 0.0
     full_size = int(sum(config.coarse_shares[:-1]) * config.iterations)
@@ -139,12 +132,13 @@ def train(
     for step, view, photo, camera in _schedule(photos, cameras, config, generator):
         if step == min(full_size, config.exposure_rounds * len(photos)):
             exposures.judge(config)
-        loss = _photometric(trainer, view, photo, camera, config, engine)
+        loss = _photometric(trainer, exposures, view, photo, camera, config, engine)
         losses.append(loss.detach())
         loss = loss + _regularizers(trainer, config)
         if learner:
             loss = loss + learner.loss(view, _features_of(trainer, camera, engine))
         _descend(trainer, loss, step, config)
+        exposures.step()
         if _densify_now(config, step):
             densify(trainer, config, generator)
         spent += costs[step]
@@ -257,6 +251,7 @@ def _shrink(
 
 def _photometric(
     trainer: Trainer,
+    exposures: Exposures,
     view: int,
     photo: np.ndarray,
     camera: Camera,
@@ -267,9 +262,9 @@ def _photometric(
     target = torch.tensor(photo, device=engine.device).float() / 255
     params = {name: trainer.gaussians[name] for name in PARAMETERS}
     image = engine.render(**params, camera=camera).channels
-    shown = trainer.exposures.apply(image, view)
+    shown = exposures.apply(image, view)
     loss = engine.photometric_loss(shown, target, config.ssim_weight)
-    return loss + trainer.exposures.trial_loss(image, target, view)
+    return loss + exposures.trial_loss(image, target, view)
 
 
 def _regularizers(trainer: Trainer, config: GeometryConfig) -> Tensor:
@@ -297,7 +292,6 @@ def _descend(trainer: Trainer, loss: Tensor, step: int, config: GeometryConfig) 
     loss.backward()
     trainer.optimizer.step()
     trainer.optimizer.zero_grad(set_to_none=True)
-    trainer.exposures.step()
 
 
 def _densify_now(config: GeometryConfig, step: int) -> bool:
