@@ -62,11 +62,11 @@ class GeometryConfig:
     """
 
     longest_side: int = 480  # photos are scaled down to this, pixels
-    iterations: int = 3000
-    max_gaussians: int = 30_000
+    iterations: int = 5000
+    max_gaussians: int = 100_000
     sh_degree: int = 2
     coarse_factors: tuple[int, ...] = (4, 2, 1)  # resolution is divided by these, in turn
-    coarse_shares: tuple[float, ...] = (0.3, 0.3, 0.4)  # share of the iterations of each
+    coarse_shares: tuple[float, ...] = (0.1, 0.4, 0.5)  # share of the iterations of each
     min_coarse_side: int = 80  # never train below this longest side, pixels
 
     means_lr: float = 3.2e-4  # times the scene's extent; decays to 1 % of it
@@ -76,22 +76,36 @@ class GeometryConfig:
     opacities_lr: float = 5e-2
     sh0_lr: float = 5e-3
     shN_lr: float = 2.5e-4
+    decay_from: float = 0.6  # share of the iterations after which all rates but the means' ...
+    final_lr: float = 0.1  # ... fall to this share of themselves
     ssim_weight: float = 0.2  # 3DGS
-    opacity_regularizer: float = 0.01  # 3DGS-MCMC
-    scale_regularizer: float = 0.01  # 3DGS-MCMC
+    # A tenth of 3DGS-MCMC's: objects keep sharper borders.
+    opacity_regularizer: float = 0.001
+    scale_regularizer: float = 0.001
+
+    exposure_lr: float = 2e-2
+    exposure_rounds: int = 5  # through all photos, after which exposures are judged
+    exposure_neighbours: int = 2  # photos that one is compared with
+    # RMS, of a middle grey: .02 in a video with automatic exposure, .14 where each photo was
+    # multiplied by .7 to 1.3.
+    min_exposure_difference: float = 0.05
+    done_loss: float = 2e-3  # of every photo, to end early
 
     densify_from: int = 200  # iteration
     densify_until: float = 0.8  # share of the iterations
     densify_every: int = 100
-    growth: float = 1.3  # Gaussians grow by this factor at most at each densification
+    # Gaussians grow by this factor at most at each densification: as slowly as fills the budget
+    # by the time that photos are at full size, which is cheaper and no worse.
+    growth: float = 1.15
     dead_opacity: float = 0.005  # relocated below this (3DGS-MCMC)
     init_opacity: float = 0.1  # 3DGS
     random_points: int = 10_000  # where the capture has no points
     min_points: int = 100  # with fewer points than this the start is random
 
-    # Seconds of a training step on two cores of a 2023 server CPU: a least-squares fit that
-    # keeps each stretch of 300 steps on messy25 within 10 %, and what is left on messy8 at three
-    # sizes (6, 9 and 42 s in all, each within 10 %). Only the time left depends on them.
+    # Seconds of a training step on two cores of a 2023 server CPU, by least squares. Only the time
+    # left depends on them, and only on their ratios: on messy25 at standard (3,600 to 100,000
+    # Gaussians, three resolutions) they take 1.75 CPU seconds each, and every stretch of 250 steps
+    # within 10 % of it, but for the first (15 % less).
     cost_start: float = 1.0  # before the first step
     cost_step: float = 1.2e-3
     cost_pixel: float = 1.44e-7
@@ -100,9 +114,16 @@ class GeometryConfig:
 
 
 PRESETS = {
-    "draft": GeometryConfig(longest_side=256, iterations=1000, max_gaussians=15_000, sh_degree=1),
+    "draft": GeometryConfig(
+        longest_side=256,
+        iterations=1000,
+        max_gaussians=15_000,
+        sh_degree=1,
+        coarse_shares=(0.3, 0.3, 0.4),
+        growth=1.3,
+    ),
     "standard": GeometryConfig(),
-    "high": GeometryConfig(longest_side=960, iterations=7000, max_gaussians=100_000, sh_degree=3),
+    "high": GeometryConfig(longest_side=960, iterations=7000, max_gaussians=150_000, sh_degree=3),
 }
 
 
@@ -121,6 +142,7 @@ class PipelineConfig:
 
     # Seconds on the machine of GeometryConfig's costs, for the time left before it is seen:
     # measured on messy8 and messy25 at draft and standard, each stage within 15 %.
+    point_seconds: float = 9e-6  # each pixel of a photo whose features are looked for
     surface_seconds: float = 8e-6  # each pixel of a view that lifts
     folder_seconds: float = 5.5e-6  # likewise: floor and walls are looked for in the same surface
     sam_seconds: float = 60.0  # each photo, ViT-B without a GPU
@@ -141,6 +163,23 @@ class CaptureConfig:
     # pixel of the largest photos that train.
     max_distance: float = 100.0
     min_spread: float = 1e-4  # units; cameras that differ by less stand at one place
+
+
+@dataclass(frozen=True)
+class TriangulationConfig:
+    """Points of a capture that has none, from features of its photos."""
+
+    longest_side: int = 640  # features are looked for at this size, pixels
+    contrast: float = 0.007  # of a feature; half of the usual, for three times the points
+    photo_pairs: int = 25  # pairs that match in the time that a photo's features take
+    neighbours: int = 12  # photos that each photo is matched with
+    max_error: float = 2.0  # pixels from the epipolar line, and of a point from its features
+    max_ratio: float = 0.8  # of the nearest descriptor's distance to the next (Lowe 2004)
+    max_distance: float = 0.7  # of descriptors (COLMAP)
+    rounds: tuple[float, ...] = (8.0, 4.0, 2.0, 1.0)  # outliers go beyond these times max_error
+    damping: float = 1e-9  # of rays that run side by side
+    min_views: int = 3  # that show a point
+    min_angle: float = 2.0  # degrees between two of its rays
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from unified_lift.config import GeometryConfig
+from unified_lift.exposures import Exposures
 from unified_lift.gaussians import (
     GEOMETRY,
     MAX_COPIES,
@@ -48,7 +49,6 @@ class Trainer:
 
     gaussians: Gaussians
     optimizer: torch.optim.Adam
-    means_lr: float
 
     @classmethod
     def start(
@@ -59,9 +59,12 @@ class Trainer:
         rates["means"] *= extent
         rates[FEATURES] = feature_lr
         params = {name: value.clone().requires_grad_() for name, value in gaussians.items()}
-        groups = [{"params": [params[name]], "lr": rates[name], "name": name} for name in params]
+        groups = [
+            {"params": [params[name]], "lr": rates[name], "first_lr": rates[name], "name": name}
+            for name in params
+        ]
         optimizer = torch.optim.Adam(groups, eps=1e-15, fused=True)  # eps: 3DGS
-        return cls(params, optimizer, rates["means"])
+        return cls(params, optimizer)
 
     def replace(self, gaussians: Gaussians, fresh: Tensor) -> None:
         """Go on with other Gaussians: the first rows are the old ones, `fresh` rows were changed.
@@ -120,10 +123,48 @@ def train(
     if learner:
         start[FEATURES] = learner.start(len(start["means"]))
     start = {name: value.to(engine.device) for name, value in start.items()}
+    exposures = Exposures(cameras, config, engine.device)
     trainer = Trainer.start(start, extent, config, learner.rate if learner else 0.0)
     costs = list(step_costs(config, cameras, len(start["means"])))
     total, spent = sum(costs), 0.0
-    level, images, scaled, order = 0, photos, cameras, []
+    full_size = int(sum(config.coarse_shares[:-1]) * config.iterations)
+    losses: list[Tensor] = []
+    for step, view, photo, camera in _schedule(photos, cameras, config, generator):
+        if step == min(full_size, config.exposure_rounds * len(photos)):
+            exposures.judge(config)
+        loss = _photometric(trainer, exposures, view, photo, camera, config, engine)
+        losses.append(loss.detach())
+        loss = loss + _regularizers(trainer, config)
+        if learner:
+            loss = loss + learner.loss(view, _features_of(trainer, camera, engine))
+        _descend(trainer, loss, step, config)
+        exposures.step()
+        if _densify_now(config, step):
+            densify(trainer, config, generator)
+        spent += costs[step]
+        count = len(trainer.gaussians["means"])
+        finished = step >= full_size + len(photos) and _finished(losses[-len(photos) :], config)
+        share = 1.0 if finished else spent / total
+        message = f"{step + 1} of {config.iterations} steps, {count:,} splats"
+        report.progress(round(1000 * share), 1000, message)
+        show({name: trainer.gaussians[name] for name in PARAMETERS})
+        if finished:
+            break
+    _check_finite(trainer.gaussians)
+    trained = {name: value.detach().cpu() for name, value in trainer.gaussians.items()}
+    if learner:
+        learner.features = trained.pop(FEATURES)
+    return trained
+
+
+def _schedule(
+    photos: list[np.ndarray],
+    cameras: list[Camera],
+    config: GeometryConfig,
+    generator: torch.Generator,
+) -> Iterator[tuple[int, int, np.ndarray, Camera]]:
+    """Each step with its view, photo and camera: all in random order, again and again."""
+    level, images, scaled, order = 1, photos, cameras, []
     for step in range(config.iterations):
         factor = coarse_factor(config, cameras, step)
         if factor != level:
@@ -131,22 +172,7 @@ def train(
             images, scaled = _shrink(photos, cameras, factor)
         order = order or torch.randperm(len(photos), generator=generator).tolist()
         view = order.pop()
-        loss = _photometric(trainer, images[view], scaled[view], config, engine)
-        if learner:
-            loss = loss + learner.loss(view, _features_of(trainer, scaled[view], engine))
-        _descend(trainer, loss, step, config)
-        if _densify_now(config, step):
-            densify(trainer, config, generator)
-        spent += costs[step]
-        count = len(trainer.gaussians["means"])
-        message = f"{step + 1} of {config.iterations} steps, {count:,} splats"
-        report.progress(round(1000 * spent / total), 1000, message)
-        show({name: trainer.gaussians[name] for name in PARAMETERS})
-    _check_finite(trainer.gaussians)
-    trained = {name: value.detach().cpu() for name, value in trainer.gaussians.items()}
-    if learner:
-        learner.features = trained.pop(FEATURES)
-    return trained
+        yield step, view, images[view], scaled[view]
 
 
 def _start_points(
@@ -184,6 +210,11 @@ def start_count(num_points: int, config: GeometryConfig) -> int:
     return min(num_points if enough else config.random_points, config.max_gaussians)
 
 
+def training_seconds(config: GeometryConfig, cameras: list[Camera], num_points: int) -> float:
+    """Expected seconds of a training, as `step_costs`, from so many points of the capture."""
+    return sum(step_costs(config, cameras, start_count(num_points, config)))
+
+
 def step_costs(config: GeometryConfig, cameras: list[Camera], count: int) -> Iterator[float]:
     """Expected seconds of each step on two CPU cores (`cost_*` of the config, measured).
 
@@ -219,15 +250,28 @@ def _shrink(
 
 
 def _photometric(
-    trainer: Trainer, photo: np.ndarray, camera: Camera, config: GeometryConfig, engine: Engine
+    trainer: Trainer,
+    exposures: Exposures,
+    view: int,
+    photo: np.ndarray,
+    camera: Camera,
+    config: GeometryConfig,
+    engine: Engine,
 ) -> Tensor:
-    """L = (1 - w) L1 + w (1 - SSIM) + regularisers (3DGS-MCMC)."""
+    """L = (1 - w) L1 + w (1 - SSIM) (3DGS); at first, what the exposures learn from beside it."""
     target = torch.tensor(photo, device=engine.device).float() / 255
     params = {name: trainer.gaussians[name] for name in PARAMETERS}
     image = engine.render(**params, camera=camera).channels
-    loss = engine.photometric_loss(image, target, config.ssim_weight)
-    loss = loss + config.opacity_regularizer * params["opacities"].sigmoid().mean()
-    return loss + config.scale_regularizer * params["scales"].exp().mean()
+    shown = exposures.apply(image, view)
+    loss = engine.photometric_loss(shown, target, config.ssim_weight)
+    return loss + exposures.trial_loss(image, target, view)
+
+
+def _regularizers(trainer: Trainer, config: GeometryConfig) -> Tensor:
+    """Small and faint Gaussians cost least (3DGS-MCMC)."""
+    opacity = trainer.gaussians["opacities"].sigmoid().mean()
+    scale = trainer.gaussians["scales"].exp().mean()
+    return config.opacity_regularizer * opacity + config.scale_regularizer * scale
 
 
 def _features_of(trainer: Trainer, camera: Camera, engine: Engine) -> Tensor:
@@ -238,8 +282,13 @@ def _features_of(trainer: Trainer, camera: Camera, engine: Engine) -> Tensor:
 
 def _descend(trainer: Trainer, loss: Tensor, step: int, config: GeometryConfig) -> None:
     """One step of Adam."""
-    decay = config.means_lr_final ** (step / config.iterations)
-    trainer.optimizer.param_groups[0]["lr"] = trainer.means_lr * decay
+    share = step / config.iterations
+    late = max(0.0, share - config.decay_from) / (1 - config.decay_from)
+    for group in trainer.optimizer.param_groups:
+        if group["name"] == "means":
+            group["lr"] = group["first_lr"] * config.means_lr_final**share
+        elif group["name"] in PARAMETERS:
+            group["lr"] = group["first_lr"] * config.final_lr**late
     loss.backward()
     trainer.optimizer.step()
     trainer.optimizer.zero_grad(set_to_none=True)
@@ -275,6 +324,14 @@ def densify(trainer: Trainer, config: GeometryConfig, generator: torch.Generator
         value[dead] = value[sources[: len(dead)]]
         new[name] = torch.cat([value, value[sources[len(dead) :]]])
     trainer.replace(new, torch.cat([parents, dead]))
+
+
+def _finished(losses: list[Tensor], config: GeometryConfig) -> bool:
+    """Whether none of the last losses leaves anything to learn.
+
+    That the loss stands still would be no sign: the falling rates lower it to the very end.
+    """
+    return float(losses[-1]) < config.done_loss and float(max(losses)) < config.done_loss
 
 
 def _check_finite(gaussians: Gaussians) -> None:

@@ -29,7 +29,7 @@ from unified_lift.config import (
     SurfaceMaskConfig,
 )
 from unified_lift.gaussians import GEOMETRY, Gaussians, from_splats, to_splats
-from unified_lift.geometry import start_count, step_costs, train
+from unified_lift.geometry import train, training_seconds
 from unified_lift.lift.compaction import compact, without_gaps
 from unified_lift.lift.default import learn_objects
 from unified_lift.lift.features import nearest_codes
@@ -45,7 +45,14 @@ from unified_lift.masks.sam_model import build_sam, read_weights
 from unified_lift.masks.surfaces import find_planes, surface_label_maps
 from unified_lift.metrics import psnr
 from unified_lift.ply import read_ply, write_ply
-from unified_lift.preparation import Photos, lift_size, read_photos, spread, to_camera
+from unified_lift.preparation import (
+    Photos,
+    lift_size,
+    read_photos,
+    spread,
+    to_camera,
+    with_points,
+)
 from unified_lift.previews import Previews
 from unified_lift.protocol import (
     CAMERAS_FILE,
@@ -94,7 +101,6 @@ def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
         report.stage("geometry", "Reading splats")
         gaussians = _read_splats(Path(settings.splat), capture)
     else:
-        report.stage("geometry", f"Training splats ({engine.name})")
         scene = (job_dir, photos, capture, config, engine)
         gaussians = _geometry(*scene, settings.seed, report, previews, joint)
     views = capture.test_views or capture.train_views
@@ -133,9 +139,15 @@ def _plan(
         MASKS_SAM: CONFIG.sam_seconds * number + CONFIG.folder_seconds * pixels,
     }.get(settings.masks, CONFIG.folder_seconds * pixels)
     lift = CONFIG.vote_seconds + CONFIG.feature_seconds * (settings.method == "default")
-    geometry = sum(step_costs(config, photos.cameras, start_count(num_points, config)))
-    geometry *= not settings.splat
-    return {"geometry": geometry, "masks": masks, "lift": lift}
+    plan = {"geometry": 0.0, "masks": masks, "lift": lift}
+    if settings.splat:
+        return plan
+    if num_points >= config.min_points:
+        return plan | {"geometry": training_seconds(config, photos.cameras, num_points)}
+    # Points are found first, and how many is not known yet: as many as random ones will do.
+    geometry = training_seconds(config, photos.cameras, config.random_points)
+    points = CONFIG.point_seconds * sum(view.width * view.height for view in photos.views)
+    return {"points": points} | plan | {"geometry": geometry}
 
 
 def _read_splats(path: Path, capture: Capture) -> Gaussians:
@@ -172,12 +184,20 @@ def _geometry(
     """Train the splats, or take those that a worker trained before it crashed."""
     path = job_dir / CHECKPOINT_DIR / GEOMETRY_FILE
     if path.exists() and not joint:
+        report.stage("geometry", "Reading splats")
         try:
             gaussians = from_splats(read_ply(path))
-            report.plan(geometry=0.0)  # done already, it tells nothing of this machine's speed
+            # Done already, it tells nothing of this machine's speed.
+            report.plan(points=0.0, geometry=0.0)
             return gaussians
         except JobError as error:
             report.warning(f"The splats of the last run cannot be used. {error} Training again.")
+    if len(capture.points) < config.min_points:
+        report.stage("points", "Finding points")
+        capture = with_points(capture, photos, config.min_points, report)
+        seconds = training_seconds(config, photos.cameras, len(capture.points))
+        report.plan(geometry=seconds)
+    report.stage("geometry", f"Training splats ({engine.name})")
     gaussians = train(
         photos.images,
         photos.cameras,

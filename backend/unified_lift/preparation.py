@@ -22,7 +22,8 @@ from unified_lift.capture.images import (
     undistort_view,
 )
 from unified_lift.capture.origin import camera_spread
-from unified_lift.config import CaptureConfig, PipelineConfig
+from unified_lift.capture.triangulation import triangulate
+from unified_lift.config import CaptureConfig, PipelineConfig, TriangulationConfig
 from unified_lift.protocol import IMAGES_DIR, JobError, Report
 from unified_lift.rendering import Camera
 
@@ -124,6 +125,22 @@ def _pinhole(source: View, job_dir: Path, config: PipelineConfig) -> tuple[View,
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(photo).save(path, quality=config.jpeg_quality)
     return replace(view, image_path=path), photo
+
+
+def with_points(capture: Capture, photos: Photos, min_points: int, report: Report) -> Capture:
+    """The capture itself if it has enough points, else with points that its photos show alike."""
+    if len(capture.points) >= min_points:
+        return capture
+    config = TriangulationConfig()
+    small = photos.at(config.longest_side)
+    points, colors = triangulate(small.images, small.views, config, report)
+    if len(points) < min_points:
+        report.warning(
+            f"The photos share too few features to start from ({len(points)} points): training "
+            "starts from random ones, and looks worse. Sharper photos that overlap more would help."
+        )
+        return capture
+    return replace(capture, points=points, point_colors=colors)
 
 
 def lift_size(photos: Photos, config: PipelineConfig) -> tuple[int, int]:

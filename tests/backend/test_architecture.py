@@ -20,7 +20,7 @@ FLOORS = [
     {"previews"},
     {"preparation"},
     {"masks", "lift", "geometry"},
-    {"gaussians"},
+    {"gaussians", "exposures"},
     {"metrics", "rendering", "capture"},
     CONTRACT,
 ]

@@ -6,8 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scenes import SAMPLE
 
+from unified_lift.capture import read_capture
+from unified_lift.capture.images import load_photo, scaled_view
 from unified_lift.config import GeometryConfig, PublishedConfig
+from unified_lift.exposures import Exposures
 from unified_lift.gaussians import (
     PARAMETERS,
     from_splats,
@@ -21,6 +25,7 @@ from unified_lift.geometry import _shrink, coarse_factor, start_count, step_cost
 from unified_lift.lift.features import nearest_codes
 from unified_lift.lift.published import Joint
 from unified_lift.metrics import psnr
+from unified_lift.preparation import to_camera
 from unified_lift.protocol import SilentReport
 from unified_lift.rendering import Camera, load_engine
 
@@ -188,3 +193,72 @@ def test_splats_and_parameters_are_the_same_thing(two_balls):
     start = start_gaussians(two_balls[2], two_balls[3] / 255, CONFIG)
     again = from_splats(to_splats(start))
     assert all(torch.equal(start[name], again[name]) for name in PARAMETERS)
+
+
+def test_training_ends_early_where_nothing_is_left_to_learn(two_balls):
+    photos, cameras, _, _ = two_balls
+    flat = [np.full_like(photo, 90) for photo in photos]
+    steps = []
+
+    class Listening(SilentReport):
+        def progress(self, step, total, message=""):
+            steps.append(step / total)
+
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-2, 2, (400, 3)).astype(np.float32)
+    colors = np.full((400, 3), 90, np.uint8)
+    config = replace(CONFIG, iterations=3000)
+    train(flat, cameras, points, colors, config, load_engine("cpu"), 0, Listening())
+    assert len(steps) < 2500
+    assert steps == sorted(steps) and steps[-1] == 1
+
+
+def test_photos_that_are_exposed_differently_give_the_scene_its_own_colours():
+    capture = read_capture(SAMPLE)
+    views = [scaled_view(view, 80) for view in capture.views]
+    photos = [load_photo(view) for view in views]
+    factors = np.exp(np.random.default_rng(0).uniform(-0.35, 0.3, len(capture.train_views)))
+    factors /= np.exp(np.log(factors).mean())
+    trained_on = [i for i, view in enumerate(views) if view.split == "train"]
+    uneven = [
+        (photos[i] * factor).clip(0, 255).round().astype(np.uint8)
+        for i, factor in zip(trained_on, factors, strict=True)
+    ]
+    cameras = [to_camera(view) for view in views]
+    scene = (uneven, [cameras[i] for i in trained_on], capture.points, capture.point_colors)
+    held_out = [i for i in range(len(views)) if i not in trained_on]
+    even = ([photos[i] for i in held_out], [cameras[i] for i in held_out])
+    config = replace(CONFIG, iterations=600, max_gaussians=2000)
+    never = replace(config, min_exposure_difference=np.inf)
+    corrected, plain = (mean_psnr(train_on(scene, choice), even) for choice in (config, never))
+    assert corrected > plain + 0.4
+
+
+def judged(shifts):
+    """What is left of the corrections of photos taken side by side, for a middle grey."""
+    cameras = [look_at_origin(angle) for angle in np.linspace(0, 1, len(shifts))]
+    exposures = Exposures(cameras, CONFIG, torch.device("cpu"))
+    with torch.no_grad():
+        for row, shift in zip(exposures.rows, shifts, strict=True):
+            row[1] += shift
+    exposures.judge(CONFIG)
+    grey = torch.full((1, 1, 3), 0.5)
+    return [float(exposures.apply(grey, i).detach().mean()) - 0.5 for i in range(len(shifts))]
+
+
+def test_only_exposures_that_neighbours_contradict_are_corrected():
+    much = 2 * CONFIG.min_exposure_difference
+    assert judged([0.01, -0.01] * 6) == [0] * 12
+    assert judged(np.linspace(-much, much, 12)) == [0] * 12  # as a camera adapts on its way
+    jumps = [much, much, -much] * 4
+    assert judged(jumps) == pytest.approx(jumps, abs=1e-6)
+
+
+def test_corrections_leave_the_scene_its_mean_colours(two_balls):
+    exposures = Exposures(two_balls[1], CONFIG, torch.device("cpu"))
+    grey = torch.full((2, 2, 3), 0.5, requires_grad=True)
+    exposures.trial_loss(grey, torch.ones(2, 2, 3), 1).backward()
+    assert grey.grad is None and exposures.apply(grey, 1) is grey  # they have no say yet
+    exposures.step()
+    assert exposures.rows[1].abs().min() > 0
+    assert torch.stack(list(exposures.rows)).mean(0).abs().max() < 1e-7

@@ -130,6 +130,8 @@ def test_every_long_stage_shows_itself(small, tmp_path, monkeypatch):
     with JobReport(tmp_path / "job") as report:
         pipeline.segment(tmp_path / "job", read_job(tmp_path / "job"), report)
     events = read_events(tmp_path / "job")[0]
+    stages = [event["stage"] for event in events if event["event"] == "stage"]
+    assert stages == ["photos", "points", "geometry", "masks", "lift", "export"]  # it has no points
     shown = {event["caption"]: event for event in events if event["event"] == "preview"}
     assert "Training splats" in shown
     for caption in ("Finding surfaces", "First split", "Learning features", "Objects"):

@@ -29,7 +29,7 @@ from unified_lift.masks.folder import folder_label_maps
 from unified_lift.masks.surfaces import surface_label_maps
 from unified_lift.metrics import psnr, read_meta, read_truth, ssim
 from unified_lift.ply import read_ply, write_ply
-from unified_lift.preparation import Photos, lift_size, read_photos, to_camera
+from unified_lift.preparation import Photos, lift_size, read_photos, to_camera, with_points
 from unified_lift.protocol import JobError, Report, read_json, write_json
 from unified_lift.rendering import Engine, Render
 from unified_lift.rendering.weights import BlendWeights
@@ -216,11 +216,13 @@ def trained_splats(
     report: Report,
 ) -> Gaussians:
     """Train a capture's splats, or take those of an earlier run; arguments as `load_suite`."""
-    code = digest_code("geometry.py", "gaussians.py", "rendering")
+    modules = ("geometry.py", "gaussians.py", "exposures.py", "capture/triangulation.py")
+    code = digest_code(*modules, "rendering")
     source = {"code": code, "engine": engine.name, "photos": digest, "preset": repr(config)}
     gaussians = _known_splats(cache_dir, source, report)
     if gaussians is None:
         report.stage("geometry", f"{capture.root.name}: training splats")
+        capture = with_points(capture, photos, config.min_points, report)
         points = (capture.points, capture.point_colors)
         trained = train(photos.images, photos.cameras, *points, config, engine, SEED, report)
         write_ply(cache_dir / GEOMETRY_FILE, to_splats(trained))

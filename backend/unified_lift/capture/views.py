@@ -226,6 +226,24 @@ def _check_cameras(views: Sequence[View], source: Path) -> None:
             )
 
 
+def nearest_cameras(viewmats: np.ndarray, number: int) -> np.ndarray:
+    """The cameras that stand nearest to each and look in the most alike direction.
+
+    Args:
+        viewmats: (V, 4, 4), world to camera.
+        number: how many of them, if there are as many others.
+
+    Returns:
+        (V, number) int64 rows, the nearest first; no camera is among its own.
+    """
+    rotations = viewmats[:, :3, :3]
+    centers = -np.einsum("vij,vi->vj", rotations, viewmats[:, :3, 3])
+    apart = np.linalg.norm(centers[:, None] - centers, axis=2)
+    apart = apart / max(apart.max(), 1e-12) + (1 - rotations[:, 2] @ rotations[:, 2].T)
+    np.fill_diagonal(apart, -np.inf)
+    return np.argsort(apart, axis=1, kind="stable")[:, 1 : number + 1]
+
+
 def upright_rotation(views: Sequence[View]) -> np.ndarray:
     """(4, 4) rotation that brings the mean up-vector of the cameras to +Z."""
     up = -np.mean([view.viewmat[1, :3] for view in views], axis=0)
