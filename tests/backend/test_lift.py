@@ -121,14 +121,15 @@ def test_containment_regards_what_a_view_sees():
 def test_masks_of_one_view_stay_apart_unless_others_join_them():
     views = np.array([0, 0, 1])
     contained = np.array([[1, 0, 0.9], [0, 1, 0.8], [0.9, 0.8, 1]], np.float32)
-    graph = MaskGraph(contained, np.ones((3, 2), np.float32))
+    graph = MaskGraph(scipy.sparse.csr_matrix(contained), np.ones((3, 2), np.float32))
     strict = replace(CONFIG, joined_share=0.6)
     assert same_partition(link_masks(graph, views, strict), [0, 1, 0])  # one view of two joins
     assert same_partition(link_masks(graph, views, CONFIG), [0, 0, 0])
 
 
 def test_masks_that_hardly_see_the_same_gaussians_are_not_joined():
-    views, contained = np.array([0, 1]), np.ones((2, 2), np.float32)
+    views = np.array([0, 1])
+    contained = scipy.sparse.csr_matrix(np.ones((2, 2), np.float32))
     for seen, expected in ((0.3, [0, 0]), (0.1, [0, 1])):
         shared = np.array([[1, 0.9], [seen, 1]], np.float32)
         assert same_partition(link_masks(MaskGraph(contained, shared), views, CONFIG), expected)
