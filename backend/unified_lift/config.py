@@ -274,7 +274,7 @@ class LiftConfig:
     surface_share: float = 0.5  # of its mass on a large plane makes an object a surface
     fill_distance: float = 3.0  # spacings of Gaussians, to inherit the id of a neighbour
     spacing_stride: int = 7  # the spacing is measured on every 7th Gaussian
-    confident_mass: float = 1.0  # pixels' worth of weight from which a Gaussian is well seen
+    confident_mass: float = 1.0  # pixels' worth of weight; one that is seen no more is half sure
 
 
 # Masks made from geometry show many objects only in part: dissolving spares more of them. And they
