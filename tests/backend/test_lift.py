@@ -27,7 +27,7 @@ from unified_lift.lift.objects import confidence, describe, fill_unseen, object_
 from unified_lift.lift.votes import MaskGraph, link_masks, mask_graph, split_by_votes
 from unified_lift.metrics import score
 from unified_lift.preparation import to_camera
-from unified_lift.protocol import Cancelled, SilentReport
+from unified_lift.protocol import Cancelled, JobError, SilentReport
 from unified_lift.rendering import load_engine
 from unified_lift.rendering.weights import BlendWeights
 
@@ -133,6 +133,11 @@ def test_masks_that_hardly_see_the_same_gaussians_are_not_joined():
     for seen, expected in ((0.3, [0, 0]), (0.1, [0, 1])):
         shared = np.array([[1, 0.9], [seen, 1]], np.float32)
         assert same_partition(link_masks(MaskGraph(contained, shared), views, CONFIG), expected)
+
+
+def test_more_tracks_than_the_memory_holds_are_refused():
+    with pytest.raises(JobError, match="4 masks of all photos show 2 different things"):
+        split_by_votes(scene(*[WHOLE] * 2), replace(CONFIG, max_cells=7))
 
 
 def test_tracks_follow_objects_whose_ids_and_order_change():

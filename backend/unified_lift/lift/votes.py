@@ -11,6 +11,7 @@ import scipy.sparse
 
 from unified_lift.config import LiftConfig
 from unified_lift.lift.incidence import Incidence, count_votes
+from unified_lift.protocol import JobError
 
 Pairs = set[tuple[int, int]]
 
@@ -40,6 +41,9 @@ def split_by_votes(
 
     Returns:
         (N,) int64 track of each Gaussian from 0; -1 where no track's mask shows it.
+
+    Raises:
+        JobError: more tracks than the memory holds beside all masks.
     """
     graph = mask_graph(incidence, config)
     check()
@@ -48,6 +52,11 @@ def split_by_votes(
     mass = incidence.by_gaussian
     votes = tracks[mass.indices]
     num_tracks = max(1, int(tracks.max(initial=-1)) + 1)
+    if num_tracks * incidence.num_masks > config.max_cells:
+        raise JobError(
+            f"The {incidence.num_masks:,} masks of all photos show {num_tracks:,} different "
+            "things, more than the memory holds. Leave small regions 0, or take fewer photos."
+        )
     weights = np.where(votes >= 0, mass.data, 0)
     object_ids, masses = count_votes(incidence, np.maximum(votes, 0), weights, num_tracks)
     return without_void(incidence, object_ids, masses, config)
