@@ -161,7 +161,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def benchmark(arguments: argparse.Namespace) -> int:
     """Run methods side by side on scenes with ground truth, and write a report."""
-    from unified_lift.benchmark.methods import ABLATION, METHODS, ORACLE
+    from unified_lift.benchmark.methods import ABLATION, METHODS, ORACLE, STEPS
     from unified_lift.benchmark.report import write_report
     from unified_lift.benchmark.run import Plan, run_benchmark
     from unified_lift.config import Budget
@@ -170,10 +170,12 @@ def benchmark(arguments: argparse.Namespace) -> int:
     if arguments.seeds < 1:
         raise JobError(f"{arguments.seeds} seeds run nothing. Choose 1 or more.")
     check_report_name(arguments.out)
-    methods = arguments.methods or list(ABLATION if arguments.ablation else METHODS)
+    rows = [*ABLATION, *STEPS] if arguments.ablation else METHODS
+    methods = arguments.methods or rows
     methods = [name for name in dict.fromkeys(methods) if name != ORACLE]  # which is always run
     masks = list(dict.fromkeys(level.rstrip("/\\") for level in arguments.masks))
-    plan = Plan(arguments.suites, masks, methods, range(arguments.seeds), arguments.preset)
+    seeds = range(arguments.seeds)
+    plan = Plan(arguments.suites, masks, methods, seeds, arguments.preset, arguments.views)
     engine = load_engine(arguments.device)
     work_dir = arguments.out.with_suffix("")
     cells = run_benchmark(plan, work_dir, Budget(), engine, PrintReport())
@@ -319,6 +321,7 @@ def parser() -> argparse.ArgumentParser:
     rows.add_argument("--methods", nargs="+", help="rows of the report")
     rows.add_argument("--ablation", action="store_true", help="the rows of the ablation")
     command.add_argument("--seeds", type=int, default=1, help="how many of them")
+    command.add_argument("--views", type=int, default=0, help="train on so many (all)")
     command.add_argument("--preset", choices=list(PRESETS), default=Settings.preset)
     command.add_argument("--device", choices=DEVICES, default=Settings.device)
     command.set_defaults(function=benchmark)

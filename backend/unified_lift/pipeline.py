@@ -374,6 +374,13 @@ def _split(
             "No object was found: no two photos' masks show the same splats. Take more photos "
             "that overlap, or choose other masks."
         )
+    if not any(entry.score for entry in objects):  # codes fall anywhere, whatever masks show
+        report.warning(
+            "No mask shows any of the objects as it is: this split means little. Take more photos "
+            "that overlap, or choose other masks."
+        )
+    if len(objects) == 1:
+        report.warning("Only one object was found: the masks tell no others apart.")
     previews.show(gaussians, label_map(lifting.weights[0], ids), "Objects")
     return Split(objects, ids, confidence, features.numpy(), codebook.numpy())
 

@@ -14,11 +14,11 @@ from scenes import SAMPLE, write_capture
 from unified_lift.__main__ import main
 from unified_lift.benchmark import suites
 from unified_lift.benchmark.frozen import Frozen
-from unified_lift.benchmark.methods import ABLATION, ALL_METHODS, METHODS
+from unified_lift.benchmark.methods import ABLATION, ALL_METHODS, METHODS, STEPS
 from unified_lift.benchmark.pictures import like_truth
 from unified_lift.benchmark.report import write_report
 from unified_lift.benchmark.run import Meter, Plan, run_benchmark
-from unified_lift.benchmark.scores import score_split
+from unified_lift.benchmark.scores import risk, score_split
 from unified_lift.benchmark.suites import check_suite, load_suite, suite_masks
 from unified_lift.capture import read_capture
 from unified_lift.config import PRESETS, Budget, LiftConfig
@@ -69,8 +69,8 @@ def copy(capture, suite, work_dir, tmp_path):
     return tmp_path / capture.name, tmp_path / "work"
 
 
-def run(captures, work_dir, methods, masks=("paper",), seeds=(0,), report=None):
-    plan = Plan(np.ravel(captures), masks, methods, seeds, "draft")
+def run(captures, work_dir, methods, masks=("paper",), seeds=(0,), report=None, num_views=0):
+    plan = Plan(np.ravel(captures), masks, methods, seeds, "draft", num_views)
     return run_benchmark(plan, work_dir, BUDGET, load_engine("cpu"), report or SilentReport())
 
 
@@ -98,7 +98,10 @@ def change_images(folder, change):
 # ---- methods
 
 
-@pytest.mark.parametrize("name", list(ALL_METHODS))
+ALIKE = set(STEPS) - {*METHODS, "codes-alone", "no-merge", "no-joined"}  # one stands for them
+
+
+@pytest.mark.parametrize("name", sorted(set(ALL_METHODS) - ALIKE))
 def test_every_method_gives_an_object_to_each_gaussian(suite, name):
     masks = "gt" if name == "oracle" else "paper"
     frozen = Frozen(suite.weights, suite_masks(suite, masks, SilentReport()), LiftConfig())
@@ -110,15 +113,31 @@ def test_every_method_gives_an_object_to_each_gaussian(suite, name):
 def test_perfect_votes_score_what_the_geometry_allows(suite):
     frozen = Frozen(suite.weights, suite_masks(suite, "gt", SilentReport()), LiftConfig())
     outcome = ALL_METHODS["oracle"].run(frozen, BUDGET, 0, SilentReport())
-    scores = score_split(suite, outcome.object_ids)
+    scores = score_split(suite, outcome.object_ids, frozen.incidence, LiftConfig())
+    assert scores["confidence"]["wrong"] == 0
     assert scores["things"]["PQ"] > 0.7 and scores["extraction"]["iou"] > 0.6
     assert scores["things"]["TP"] == 8 and scores["things"]["FP"] == 0
     assert scores["scene"]["things"] == 8 and scores["scene"]["psnr"] > 20
 
 
 def test_nothing_found_scores_nothing(suite):
-    scores = score_split(suite, np.full(len(suite.gaussians["means"]), -1))
+    frozen = Frozen(suite.weights, suite_masks(suite, "paper", SilentReport()), LiftConfig())
+    nothing = np.full(frozen.num_gaussians, -1)
+    scores = score_split(suite, nothing, frozen.incidence, LiftConfig())
     assert scores["things"]["PQ"] == scores["extraction"]["iou"] == 0
+
+
+def test_the_least_confident_tenth_catches_wrong_labels():
+    object_ids = np.repeat([0, 1, -1], 20)
+    true_ids = np.repeat([5, 9, 9], 20)  # 9 is floor
+    true_ids[:2] = 9  # of object 0, which shows 5
+    true_ids[20:25] = 8  # floor in the wall
+    sure = np.linspace(0.2, 1, 60)
+    found = risk(sure, object_ids, true_ids, [5])
+    assert found["wrong"] == 2 / 20 and found["caught"] == 1
+    assert found["curve"][-1] == 2 / 20 and found["curve"][:-3] == [0.0] * 17
+    assert risk(1 - sure, object_ids, true_ids, [5])["caught"] == 0
+    assert risk(sure, object_ids, np.repeat([5, 9, 9], 20), [5])["caught"] is None
 
 
 def test_ids_take_the_colours_of_what_they_match():
@@ -145,11 +164,31 @@ def test_a_report_tells_all_rows(capture, work_dir, tmp_path):
         assert row in text
     pictures = re.findall(r"\]\(([^)]+\.png)\)", text)
     assert {Path(p).stem for p in pictures} == {
-        "little8-paper_ids", "little8-paper_training", "little8-paper_losses", "pq",
+        "little8-paper_ids", "little8-paper_training", "little8-paper_losses",
+        "little8-paper_risk", "pq",
     }  # fmt: skip
     for picture in pictures:
         with Image.open(report.parent / picture) as image:
             assert min(image.size) > 100
+
+
+def test_a_report_tells_what_each_step_is_worth(capture, work_dir):
+    cells = run(capture, work_dir, ["default", "no-dissolve"])
+    report = work_dir.with_suffix(".md")
+    write_report(report, cells, "the command", BUDGET, "cpu")
+    text = report.read_text()
+    assert "| ours without dissolving | " in text and "| tried and dropped |" in text
+
+
+def test_few_views_are_a_scene_of_their_own(capture, work_dir):
+    every = run(capture, work_dir, ["votes"])[-1]
+    few = run(capture, work_dir, ["votes"], num_views=4)[-1]
+    assert few["suite"] == "little8-4views" and every["suite"] == "little8"
+    assert few["scene"]["train_views"] == 4 and few["scene"]["test_views"] == NUM_TEST
+    assert every == run(capture, work_dir, ["votes"])[-1]
+    for number in (1, NUM_TRAIN + 1, -1):
+        with pytest.raises(JobError, match=f"{NUM_TRAIN} training views"):
+            run(capture, work_dir, ["votes"], num_views=number)
 
 
 def test_a_run_goes_on_where_it_stopped(capture, work_dir):

@@ -77,6 +77,13 @@ def test_a_split_object_is_one_hit_and_one_false_segment():
     assert scores["n_pred"] == 3
 
 
+def test_average_precision_ranks_by_how_sure_the_split_is():
+    views = [row((1, 6), (2, 4))], [row((1, 3), (3, 3), (2, 4))]  # only 2 is right, the smaller
+    by_area = score(*views, [1, 2, 3], [])["things"]["AP75"]
+    by_rank = score(*views, [1, 2, 3], [], np.array([0, 0.1, 0.9]))["things"]["AP75"]
+    assert by_rank == pytest.approx(2 * by_area) and by_area > 0
+
+
 def test_unlabelled_pixels_cost_iou():
     scores = score([row((0, 4), (5, 6))], [row((1, 10))], [1], [])["things"]
     assert scores["SQ"] == pytest.approx(0.6)

@@ -55,6 +55,21 @@ class Frozen:
         return self.weights, self.label_maps, self.num_gaussians
 
 
+def vote_labels(weights: list[BlendWeights], label_maps: list[np.ndarray | None]) -> np.ndarray:
+    """The label that shows most of each Gaussian, (N,) int; 0 where none does.
+
+    Args:
+        weights: blend weights of each view.
+        label_maps: (H, W) int each, the same ids in all views, 0 = unlabelled.
+    """
+    ids = np.unique([i for labels in label_maps for i in np.unique(labels)])
+    mass = np.zeros((len(ids), weights[0].num_gaussians), np.float32)
+    for blend, labels in zip(weights, label_maps, strict=True):
+        mass += blend.mask_mass(np.searchsorted(ids, labels).ravel(), len(ids)).toarray()
+    mass[ids == 0] = 0
+    return np.where(mass.max(0) > 0, ids[mass.argmax(0)], 0)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a method gives: object_ids (N,) from 0, -1 = none, and what it learned, if anything."""

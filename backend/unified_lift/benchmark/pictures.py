@@ -13,7 +13,7 @@ from PIL import Image
 
 from unified_lift.benchmark.frozen import Outcome
 from unified_lift.benchmark.methods import PUBLISHED
-from unified_lift.benchmark.scores import predict
+from unified_lift.benchmark.scores import COVERAGES, predict
 from unified_lift.benchmark.suites import Suite
 from unified_lift.capture.images import UNREADABLE
 from unified_lift.config import PublishedConfig
@@ -173,6 +173,21 @@ def save_bars(
     axis.set_ylim(0, 1)
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize=6, ncols=2, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(path)
+
+
+def save_risks(path: Path, curves: dict[str, list[float]]) -> None:
+    """Write shares of wrong labels over the share of Gaussians kept, most confident first."""
+    figure = Figure(figsize=(5.0, 2.6), dpi=DPI, layout="constrained")
+    axis = figure.subplots()
+    for name, shares in curves.items():
+        axis.plot(COVERAGES, shares, label=name, linewidth=1)
+    axis.set_xlabel("Gaussians kept, most confident first", fontsize=7)
+    axis.set_ylabel("wrong labels", fontsize=7)
+    axis.set_ylim(0)
+    axis.tick_params(labelsize=6)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import scipy
 
 from unified_lift.benchmark.machine import machine_words, today, version_words
-from unified_lift.benchmark.methods import ALL_METHODS, ORACLE
-from unified_lift.benchmark.pictures import level_pictures, save_bars, save_curves
+from unified_lift.benchmark.methods import ALL_METHODS, DROPPED, METHODS, ORACLE, STEPS
+from unified_lift.benchmark.pictures import level_pictures, save_bars, save_curves, save_risks
 from unified_lift.config import Budget
 from unified_lift.lift.default import FEATURES
 
@@ -36,6 +36,7 @@ COLUMNS: list[tuple[str, Callable[[dict], float | None], str]] = [
     ("Gaussians", lambda cell: cell["gaussians"].get("things", {}).get("accuracy"), "{:.3f}"),
     ("extraction", lambda cell: cell["extraction"]["iou"], "{:.3f}"),
     ("left out", lambda cell: cell["extraction"]["left_out"], "{:.3f}"),
+    ("caught", lambda cell: cell["confidence"]["caught"], "{:.3f}"),
     ("s", lambda cell: cell["seconds"], "{:.1f}"),
     ("MB", lambda cell: cell["megabytes"], "{:.0f}"),
 ]
@@ -47,7 +48,8 @@ Protocol *things* unless *all* is said: pieces of floor and walls do not count a
 
 - *found*, *false*: objects that an id covers with an IoU above one half; counted ids of no object.
 - *PQ* = *SQ* (mean IoU of what was found) x *RQ* (its F1 score). *mIoU*: each object with its best
-  match, *mBIoU*: the same near its border. *AP*: mean over IoU thresholds, *AP50*, *AP75* at one.
+  match, *mBIoU*: the same near its border. *AP*: mean over IoU thresholds, *AP50*, *AP75* at one;
+  ids rank by the score that the add-on gives an object, from the masks alone.
 - *ARI*: agreement of two partitions, 1 for the same, about 0 by chance. *PQ all*: with floor and
   walls.
 - *oracle*: a vote of the true ids on the same splats, about what the geometry allows.
@@ -56,13 +58,19 @@ Protocol *things* unless *all* is said: pieces of floor and walls do not count a
 - *Gaussians*: share of them with the object of the nearest true surface; – without such a surface.
 - *extraction*: IoU of an object rendered alone with its true mask, without pixels where another
   object lies before it (*left out* is their share).
+- *caught*: share of all wrong labels of Gaussians that the least confident tenth of them holds, .1
+  by chance; – where none is wrong. A label is wrong if the oracle gives most of its object another
+  one; floor in walls does not count. The curves show the share of wrong labels among the most
+  confident Gaussians, over how many are kept.
 - *s*, *MB*: time of the method after the geometry, the most memory that the process held, what
   earlier methods left in it included.
 - ±: mean over the seeds, and half of their range. Pictures and curves show the first seed.
 - Pictures: an id has the colour of the true object that it fits best, grey if none (a piece of the
   floor is grey, too, and not counted), black where there is none. *similarity*: of a pixel's
   feature to its nearest code, *uncertainty*: of its mask's label; 0 is dark, 1 bright. Curves: the
-  loss over the steps."""
+  loss over the steps.
+- A scene named *-8views* was trained and split with 8 of its training views, evenly spread; its
+  sparse points stay, which come from all of them."""
 
 
 def write_report(
@@ -88,7 +96,10 @@ def write_report(
         for shown, picture in level_pictures(folder, suite, masks).items():
             blocks.append(_image(f"{suite}, masks {masks}: {shown}", picture))
         blocks += _curves(folder, suite, masks, rows)
-    blocks += ["## All together", _bars(folder, cells), "## The methods", _descriptions(cells)]
+        blocks += _risks(folder, suite, masks, rows)
+    blocks += ["## All together", _bars(folder, cells)]
+    blocks += _steps(cells)
+    blocks += ["## The methods", _descriptions(cells)]
     path.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
 
 
@@ -153,6 +164,45 @@ def _curves(folder: Path, suite: str, masks: str, cells: Sequence[dict]) -> list
     picture = folder / f"{suite}-{masks}_losses.png"
     save_curves(picture, curves)
     return [_image(f"{suite}, masks {masks}: training losses", picture)]
+
+
+def _risks(folder: Path, suite: str, masks: str, cells: Sequence[dict]) -> list[str]:
+    """How the share of wrong labels falls when the least confident Gaussians are left out."""
+    first = min(cell["seed"] for cell in cells)
+    same = [c for c in cells if c["seed"] == first and c["confidence"]["curve"]]
+    if not same:
+        return []
+    picture = folder / f"{suite}-{masks}_risk.png"
+    save_risks(picture, {cell["method"]: cell["confidence"]["curve"] for cell in same})
+    return [_image(f"{suite}, masks {masks}: wrong labels among the most confident", picture)]
+
+
+def _steps(cells: Sequence[dict]) -> list[str]:
+    """What our method loses without each of its steps, in PQ; and what was tried in vain."""
+    names = list(dict.fromkeys(cell["method"] for cell in cells))
+    steps = [name for name in STEPS if name in names]
+    if "default" not in steps or not set(steps) - set(METHODS):
+        return []
+    levels = _levels(cells)
+    head = ["| PQ | " + " | ".join(f"{suite} {masks}" for suite, masks in levels) + " | mean |"]
+    head.append("| --- " * (len(levels) + 2) + "|")
+    rows = []
+    for name in steps:
+        found = {
+            level: [
+                cell["things"]["PQ"]
+                for cell in cells
+                if cell["method"] == name and (cell["suite"], cell["masks"]) == level
+            ]
+            for level in levels
+        }
+        values = [_spread(found[level], "{:.3f}") for level in levels]
+        mean = np.mean([np.mean(found[level]) for level in levels])
+        rows.append(f"| {ALL_METHODS[name].about} | " + " | ".join(values) + f" | {mean:.3f} |")
+    dropped = ["| tried and dropped | measured |", "| --- | --- |"]
+    dropped += [f"| {what} | {effect} |" for what, effect in DROPPED]
+    table = "\n".join([*head, *rows])
+    return ["## What each step of ours is worth", table, "\n".join(dropped)]
 
 
 def _image(words: str, picture: Path) -> str:

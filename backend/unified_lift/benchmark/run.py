@@ -26,6 +26,7 @@ from unified_lift.benchmark.suites import (
     check_suite,
     load_suite,
     suite_masks,
+    suite_name,
 )
 from unified_lift.config import AUTO_LIFT, MASKS_AUTO, Budget, LiftConfig
 from unified_lift.protocol import JobError, JobLock, Report, read_json, write_json
@@ -65,6 +66,7 @@ class Plan:
     methods: Sequence[str]
     seeds: Sequence[int]
     preset: str
+    num_views: int = 0  # training views that are used, evenly spread; 0 = all
 
     def cells(self, suite: str) -> list[Cell]:
         """The cells of one suite, those of one level of masks together."""
@@ -104,19 +106,19 @@ def run_benchmark(
     if TRUE_MASKS in plan.masks:
         raise JobError(f"The row {ORACLE} shows what true masks give. Name other masks.")
     suites = [Path(path).resolve() for path in plan.suites]
-    names = [path.name for path in suites]
+    names = [suite_name(path, plan.num_views) for path in suites]
     if len(set(names)) < len(names):
         raise JobError(f"Two captures have one name: {', '.join(names)}. Rename one's folder.")
     report.stage("photos", "Checking photos, masks and ground truth")
-    inputs = [check_suite(path, plan.masks, report) for path in suites]
+    inputs = [check_suite(path, plan.masks, report, plan.num_views) for path in suites]
     key = {"code": digest_code(*CODE), "engine": engine.name, "preset": plan.preset}
     key |= asdict(budget)
     tasks = _all_tasks(plan, names, inputs, work_dir / CELLS_DIR, key)
     work_dir.mkdir(parents=True, exist_ok=True)
     with JobLock(work_dir):
-        for path, digests in zip(suites, inputs, strict=True):
-            own = [task for task in tasks if task.cell.suite == path.name]
-            _run_suite(path, digests.photos, own, plan.preset, work_dir, budget, engine, report)
+        for path, name, digests in zip(suites, names, inputs, strict=True):
+            own = [task for task in tasks if task.cell.suite == name]
+            _run_suite(path, digests.photos, own, plan, work_dir, budget, engine, report)
         return [read_json(task.path) for task in tasks]
 
 
@@ -167,7 +169,7 @@ def _run_suite(
     capture_dir: Path,
     digest: str,
     tasks: Sequence[Task],
-    preset: str,
+    plan: Plan,
     work_dir: Path,
     budget: Budget,
     engine: Engine,
@@ -177,19 +179,20 @@ def _run_suite(
     levels: dict[str, list[Task]] = {}
     for task in tasks:
         levels.setdefault(task.cell.masks, []).append(task)
-    suite = None
+    suite, name = None, suite_name(capture_dir, plan.num_views)
     scene = Recorder(report)
     for masks, same in levels.items():
         waiting = [task for task in same if not task.is_done(report)]
         shown = [levels[TRUE_MASKS][0], *(task for task in same if task.cell.seed == 0)]
         # A picture says in itself what it was made from.
         stamp = digest_words([[task.cell.method, task.key] for task in shown])
-        drawn = masks == TRUE_MASKS or has_pictures(work_dir, capture_dir.name, masks, stamp)
+        drawn = masks == TRUE_MASKS or has_pictures(work_dir, name, masks, stamp)
         if drawn and not waiting:
             continue
         if suite is None:
-            cache_dir = work_dir / SUITES_DIR / f"{capture_dir.name}-{preset}"
-            suite = load_suite(capture_dir, cache_dir, preset, digest, engine, scene)
+            cache_dir = work_dir / SUITES_DIR / f"{name}-{plan.preset}"
+            source = (capture_dir, cache_dir, plan.preset, digest, engine, scene)
+            suite = load_suite(*source, plan.num_views)
         level = Recorder(report)
         label_maps = suite_masks(suite, masks, level)
         for task in waiting:
@@ -219,7 +222,7 @@ def _run_task(
     _save_arrays(task.path.with_suffix(ARRAYS), outcome)
     measured = {"seconds": meter.seconds, "megabytes": meter.megabytes, "losses": recorder.losses}
     told = {"warnings": [*warnings, *recorder.warnings]}
-    scores = score_split(suite, outcome.object_ids)
+    scores = score_split(suite, outcome.object_ids, frozen.incidence, lift)
     write_json(task.path, {**asdict(cell), "key": task.key, **measured, **told, **scores})
 
 

@@ -3,11 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from unified_lift.benchmark.suites import Suite, read_surface
+from unified_lift.config import LiftConfig
+from unified_lift.lift.incidence import Incidence
 from unified_lift.lift.labels import label_map
-from unified_lift.metrics import extraction_iou, gaussian_accuracy, match, score
+from unified_lift.lift.objects import confidence, object_trust
+from unified_lift.metrics import count, extraction_iou, gaussian_accuracy, match, score
+
+COVERAGES = np.linspace(0.05, 1, 20)  # shares of the Gaussians, most confident first
+LEAST_SURE = 0.1  # of them
+NO_RISK = {"wrong": 0.0, "curve": None, "caught": None}
 
 
 def predict(suite: Suite, object_ids: np.ndarray) -> list[np.ndarray]:
@@ -23,20 +32,28 @@ def predict(suite: Suite, object_ids: np.ndarray) -> list[np.ndarray]:
     ]
 
 
-def score_split(suite: Suite, object_ids: np.ndarray) -> dict:
+def score_split(
+    suite: Suite, object_ids: np.ndarray, incidence: Incidence, lift: LiftConfig
+) -> dict:
     """Score a split.
 
     Args:
         suite: N Gaussians.
         object_ids: (N,) int from 0, -1 = none.
+        incidence: of the masks that it was made from; they say how sure it is.
+        lift: thresholds for this kind of masks.
 
     Returns:
         {"things", "all": see `metrics.score`, "gaussians": see `gaussian_accuracy`, {} without
-        surface points, "extraction": {"iou", "left_out"}: means over the true things, "scene":
-        what the suite is}.
+        surface points, "extraction": {"iou", "left_out"}: means over the true things,
+        "confidence": see `risk`, "scene": what the suite is}.
     """
     predictions = predict(suite, object_ids)
-    scores = score(predictions, suite.truths, suite.things, suite.stuff)
+    num_objects = int(object_ids.max(initial=-1)) + 1
+    ranks = np.append(0, object_trust(incidence, object_ids, num_objects, lift))
+    scores = score(predictions, suite.truths, suite.things, suite.stuff, ranks)
+    sure = confidence(incidence, object_ids, lift)
+    scores["confidence"] = risk(sure, object_ids, suite.true_ids, suite.things)
     scores["extraction"] = _extraction(suite, object_ids, predictions)
     scores["gaussians"] = {}
     surface = read_surface(suite.capture_dir)
@@ -44,6 +61,46 @@ def score_split(suite: Suite, object_ids: np.ndarray) -> dict:
         means = suite.gaussians["means"].cpu().numpy()
         scores["gaussians"] = gaussian_accuracy(means, object_ids + 1, *surface, suite.things)
     return {**scores, "scene": suite.description}
+
+
+def risk(
+    sure: np.ndarray, object_ids: np.ndarray, true_ids: np.ndarray, things: Sequence[int]
+) -> dict:
+    """Whether the labels of the least confident Gaussians are the wrong ones.
+
+    A label is wrong if its object shows another true id on most of its Gaussians. Those of stuff
+    in stuff do not count: where the floor ends is no question of objects.
+
+    Args:
+        sure: (N,) confidence.
+        object_ids: (N,) int from 0, -1 = none.
+        true_ids: (N,) int, 0 = unknown.
+        things: true ids that are objects.
+
+    Returns:
+        {"wrong": share of wrong labels, "curve": the same among the most confident, for each of
+        `COVERAGES`, "caught": share of all wrong labels that the least sure tenth holds}; the two
+        last are None where no label is wrong.
+    """
+    known = (object_ids >= 0) & (true_ids > 0)
+    if not known.any():
+        return NO_RISK
+    table = count(object_ids[known], true_ids[known])
+    shown = table.truth_ids[table.counts.argmax(1)][
+        np.searchsorted(table.predicted_ids, object_ids[known])
+    ]
+    counted = np.isin(true_ids[known], things) | np.isin(shown, things)
+    wrong = (shown != true_ids[known])[counted]
+    if not wrong.any():
+        return NO_RISK
+    order = np.argsort(-sure[known][counted], kind="stable")
+    errors = np.append(0, np.cumsum(wrong[order]))
+    kept = (COVERAGES * len(wrong)).round().astype(int)
+    return {
+        "wrong": float(wrong.mean()),
+        "curve": (errors[kept] / np.maximum(kept, 1)).tolist(),
+        "caught": float(1 - errors[round((1 - LEAST_SURE) * len(wrong))] / errors[-1]),
+    }
 
 
 def _extraction(suite: Suite, object_ids: np.ndarray, predictions: list[np.ndarray]) -> dict:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from unified_lift.benchmark.digests import digest_code, digest_folder, digest_photos
+from unified_lift.benchmark.frozen import vote_labels
 from unified_lift.capture import Capture, View, read_capture
 from unified_lift.capture.images import load_photo, resize_labels, resized_view
 from unified_lift.config import (
@@ -29,8 +30,15 @@ from unified_lift.masks.folder import folder_label_maps
 from unified_lift.masks.surfaces import surface_label_maps
 from unified_lift.metrics import psnr, read_meta, read_truth, ssim
 from unified_lift.ply import read_ply, write_ply
-from unified_lift.preparation import Photos, lift_size, read_photos, to_camera, with_points
-from unified_lift.protocol import JobError, Report, read_json, write_json
+from unified_lift.preparation import (
+    Photos,
+    lift_size,
+    read_photos,
+    spread,
+    to_camera,
+    with_points,
+)
+from unified_lift.protocol import JobError, Report, SilentReport, read_json, write_json
 from unified_lift.rendering import Engine, Render
 from unified_lift.rendering.weights import BlendWeights
 
@@ -44,11 +52,17 @@ MASKS_DIR = "masks"
 TRUE_MASKS = "gt"  # in place of a level: the ground truth of the training views
 
 
+def suite_name(capture_dir: Path, num_views: int) -> str:
+    """The folder's name, and how many training views are used of it, if not all (0)."""
+    return capture_dir.name + (f"-{num_views}views" if num_views else "")
+
+
 @dataclass(frozen=True)
 class Suite:
     """A capture with ground truth and its frozen splats.
 
     Attributes:
+        name: as `suite_name`.
         capture_dir: holds photos, cameras, masks/LEVEL/ and gt/.
         gaussians: raw parameters, N.
         photos: the V training photos that the lift works on, at its size.
@@ -58,6 +72,7 @@ class Suite:
         things, stuff: ids in `truths`.
     """
 
+    name: str
     capture_dir: Path
     gaussians: Gaussians
     photos: Photos
@@ -67,11 +82,6 @@ class Suite:
     things: list[int]
     stuff: list[int]
     engine: Engine
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.capture_dir.name
 
     @cached_property
     def test_weights(self) -> list[BlendWeights]:
@@ -114,6 +124,11 @@ class Suite:
             "ssim": float(np.mean([ssim(*pair) for pair in pairs])),
         }
 
+    @cached_property
+    def true_ids(self) -> np.ndarray:
+        """(N,) the true id that shows most of each Gaussian in the training views, 0 = none."""
+        return vote_labels(self.weights, suite_masks(self, TRUE_MASKS, SilentReport()))
+
     def blend_weights(self, view: View) -> BlendWeights:
         """Blend weights of any view."""
         geometry = (self.gaussians[name] for name in GEOMETRY)
@@ -144,19 +159,22 @@ class Inputs:
     masks: dict[str, str]
 
 
-def check_suite(capture_dir: Path, levels: Sequence[str], report: Report) -> Inputs:
+def check_suite(
+    capture_dir: Path, levels: Sequence[str], report: Report, num_views: int = 0
+) -> Inputs:
     """Read all of a suite that can be wrong, before hours go into it.
 
     Args:
         capture_dir: as `Suite`.
         levels: of masks, as `suite_masks`.
         report: gets the warnings about masks.
+        num_views: as `load_suite`.
 
     Raises:
         JobError: no ground truth, no test views, masks that cannot be used, or what
             `read_capture` refuses.
     """
-    capture = read_capture(capture_dir)
+    capture = _read_views(capture_dir, num_views)
     _read_truths(capture_dir, capture)
     read_surface(capture_dir)
     for view in capture.test_views:  # a training photo more or less would do
@@ -172,8 +190,29 @@ def check_suite(capture_dir: Path, levels: Sequence[str], report: Report) -> Inp
     return Inputs(digest_photos(capture), truth, masks)
 
 
+def _read_views(capture_dir: Path, num_views: int) -> Capture:
+    """The capture with so many of its training views, evenly spread; 0 = all of them."""
+    capture = read_capture(capture_dir)
+    if not num_views:
+        return capture
+    training = capture.train_views
+    if not 2 <= num_views <= len(training):
+        raise JobError(
+            f"{capture_dir} has {len(training)} training views, {num_views} cannot be taken. "
+            f"Choose from 2 to {len(training)}."
+        )
+    chosen = [training[i] for i in spread(range(len(training)), num_views)]
+    return replace(capture, views=(*chosen, *capture.test_views))
+
+
 def load_suite(
-    capture_dir: Path, cache_dir: Path, preset: str, digest: str, engine: Engine, report: Report
+    capture_dir: Path,
+    cache_dir: Path,
+    preset: str,
+    digest: str,
+    engine: Engine,
+    report: Report,
+    num_views: int = 0,
 ) -> Suite:
     """Read a capture with ground truth and train its splats, or take those of an earlier run.
 
@@ -184,15 +223,18 @@ def load_suite(
         digest: `Inputs.photos`; with another one the splats are trained again.
         engine: what renders.
         report: told of the training.
+        num_views: how many training views are used, evenly spread; 0 = all. The capture's points
+            stay: they may come from more views.
 
     Raises:
         JobError: as `check_suite`.
     """
     config = PRESETS[preset]
-    report.stage("photos", f"{capture_dir.name}: reading photos")
+    name = suite_name(capture_dir, num_views)
+    report.stage("photos", f"{name}: reading photos")
     cache_dir.mkdir(parents=True, exist_ok=True)
     capture, photos = read_photos(
-        read_capture(capture_dir), cache_dir, config.longest_side, CONFIG, report
+        _read_views(capture_dir, num_views), cache_dir, config.longest_side, CONFIG, report
     )
     truths = _read_truths(capture_dir, capture)
     gaussians = trained_splats(capture, photos, cache_dir, config, digest, engine, report)
@@ -203,7 +245,7 @@ def load_suite(
     weights = [engine.blend_weights(*geometry, camera) for camera in photos.cameras]
     meta = read_meta(capture_dir / GT_DIR)
     views = list(capture.test_views)
-    return Suite(capture_dir, gaussians, photos, weights, views, truths, *meta, engine)
+    return Suite(name, capture_dir, gaussians, photos, weights, views, truths, *meta, engine)
 
 
 def trained_splats(

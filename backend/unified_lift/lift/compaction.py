@@ -36,7 +36,7 @@ def masses(
     shape = (incidence.num_gaussians, num_objects)
     one_hot = scipy.sparse.csr_matrix((ones, (given, object_ids[given])), shape)
     in_masks = (incidence.mass @ one_hot).toarray()
-    return in_masks, incidence.sum_views(in_masks)
+    return in_masks, incidence.onto_view @ in_masks
 
 
 # ---- votes
@@ -73,8 +73,10 @@ def revote(
         if alive is not None:
             in_masks[:, ~alive] = 0
         best = in_masks.argmax(1)
-        share = in_masks / np.maximum(in_views[incidence.mask_views], 1e-6)
-        named = (share >= config.name_share) & (in_masks >= config.name_pixels)
+        large, objects = np.nonzero(in_masks >= config.name_pixels)
+        whole = np.maximum(in_views[incidence.mask_views[large], objects], 1e-6)
+        named = np.zeros(in_masks.shape, bool)
+        named[large, objects] = in_masks[large, objects] / whole >= config.name_share
         named[np.arange(len(best)), best] = True
         mask_weight = np.where(named.sum(1) > 1, config.ambiguous_weight, 1.0)
         mask_weight[in_masks.max(1, initial=0) <= 0] = 0
@@ -145,7 +147,7 @@ def agreement(
 
 def _profiles(incidence: Incidence, in_masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weighted share of each mask in its view's mass (K, M), and the views' weights (K, V)."""
-    in_views = incidence.sum_views(in_masks.T).T
+    in_views = (incidence.onto_view @ in_masks.T).T
     weights = view_weights(in_views)
     views = incidence.mask_views
     return in_masks / np.maximum(in_views[:, views], 1e-9) * weights[:, views], weights
@@ -189,7 +191,7 @@ def best_ious(
     incidence: Incidence,
     object_ids: np.ndarray,
     num_objects: int,
-    usable: np.ndarray | slice = slice(None),
+    usable: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """IoU (V, K) of each object with the mask that shows it best, and `view_weights` (V, K).
 
@@ -198,9 +200,9 @@ def best_ious(
     in_masks, in_views = masses(incidence, object_ids, num_objects)
     area = in_masks.sum(1, keepdims=True)
     iou = in_masks / np.maximum(area + in_views[incidence.mask_views] - in_masks, 1e-6)
-    best = np.zeros_like(in_views)
-    np.maximum.at(best, incidence.mask_views[usable], iou[usable])
-    return best, view_weights(in_views.T).T
+    if usable is not None:
+        iou[~usable] = 0
+    return incidence.best_of_views(iou), view_weights(in_views.T).T
 
 
 def dissolve(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:

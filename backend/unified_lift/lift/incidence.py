@@ -14,7 +14,7 @@ from unified_lift.config import LiftConfig
 from unified_lift.protocol import JobError
 from unified_lift.rendering.weights import BlendWeights
 
-MAX_CELLS = 20_000_000  # Gaussians times labels counted at once: bounds the memory
+MAX_CELLS = 1_000_000  # Gaussians times labels counted at once: they fit the cache
 CUT_SHARE = 0.25  # border pixels over the root of a mask's area; one that is just touched has less
 
 
@@ -59,11 +59,20 @@ class Incidence:
         """Weight of each Gaussian in all masks, (N,) float32."""
         return np.asarray(self.mass.sum(0)).ravel()
 
-    def sum_views(self, values: np.ndarray) -> np.ndarray:
-        """Sum rows of masks to rows of views: (M, D) to (V, D)."""
-        total = np.zeros((self.num_views, values.shape[1]), values.dtype)
-        np.add.at(total, self.mask_views, values)
-        return total
+    @cached_property
+    def onto_view(self) -> scipy.sparse.csr_matrix:
+        """(V, M) float32 of 0 and 1: sums rows of masks to rows of views."""
+        ones, masks = np.ones(self.num_masks, np.float32), np.arange(self.num_masks)
+        shape = (self.num_views, self.num_masks)
+        return scipy.sparse.csr_matrix((ones, (self.mask_views, masks)), shape)
+
+    def best_of_views(self, values: np.ndarray) -> np.ndarray:
+        """Largest row of each view's masks: (M, D) >= 0 to (V, D), 0 for a view without masks."""
+        best = np.zeros((self.num_views, values.shape[1]), values.dtype)
+        with_masks, first = np.unique(self.mask_views, return_index=True)
+        if len(first):
+            best[with_masks] = np.maximum.reduceat(values, first)
+        return best
 
 
 def check_mask_count(label_maps: Sequence[np.ndarray | None], config: LiftConfig) -> None:
@@ -149,6 +158,6 @@ def count_votes(
         sums = np.bincount(cells, weights[entries], (last - first) * num_labels)
         sums = sums.reshape(-1, num_labels)
         winners[first:last] = sums.argmax(1)
-        masses[first:last] = sums.max(1)
+        masses[first:last] = sums[np.arange(len(sums)), winners[first:last]]
     winners[masses <= 0] = -1
     return winners, masses

@@ -7,10 +7,11 @@ import colorsys
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.sparse
 from scipy.spatial import cKDTree
 
 from unified_lift.config import LiftConfig
-from unified_lift.lift.compaction import best_ious, masses, support, without_gaps
+from unified_lift.lift.compaction import best_ious, masses, without_gaps
 from unified_lift.lift.incidence import Incidence
 
 THING, SURFACE = "thing", "surface"
@@ -27,7 +28,7 @@ class ObjectRecord:
         kind: "surface" if over half of its mass lies on a large plane, else "thing".
         count: Gaussians.
         color: r, g, b in 0..1, display space, to tell the objects apart.
-        score: 0..1, share of the views that show it in which one mask shows it as it is.
+        score: 0..1, share of all views in which one mask shows it as it is.
         bounds: two corners (x, y, z), world frame, of the box around its Gaussians' means.
     """
 
@@ -69,7 +70,7 @@ def describe(
     new_ids[order] = np.arange(1, num_objects + 1)
     new_ids[-1] = 0  # of -1
     final = new_ids[object_ids]
-    scores, _ = support(incidence, object_ids, num_objects, config)
+    scores = object_trust(incidence, object_ids, num_objects, config)
     records = [
         _record(number, bool(is_surface[old]), float(scores[old]), means[final == number])
         for number, old in enumerate(order, 1)
@@ -115,20 +116,36 @@ def fill_unseen(
     return filled
 
 
-def confidence(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
-    """Share of a Gaussian's weight that lies in masks of its own object, (N,) float32 in 0..1.
+def object_trust(
+    incidence: Incidence, object_ids: np.ndarray, num_objects: int, config: LiftConfig
+) -> np.ndarray:
+    """How sure the split is of each object, (K,) in 0..1: true ones rank above false ones.
 
-    Less where it is hardly seen: a Gaussian with little weight had little to say.
+    The share of all views in which one mask shows it as it is. Of the views that show it alone
+    would not do: what few views show is often a piece, however well their masks fit it.
+    """
+    best, _ = best_ious(incidence, object_ids, num_objects)
+    num_views = max(1, len(np.unique(incidence.mask_views)))
+    return (best > config.support_iou).sum(0) / num_views
+
+
+def confidence(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
+    """By how much a Gaussian's own object leads the second, (N,) float32 in 0..1.
+
+    The share of its weight in masks of its own object, less that in masks of the one other that
+    most of it lies in. Less where it is hardly seen: what has little weight had little to say.
     """
     num_objects = max(1, int(object_ids.max(initial=-1)) + 1)
     in_masks, _ = masses(incidence, object_ids, num_objects)
     entries = incidence.mass.tocoo()
-    own = in_masks.argmax(1)[entries.row] == object_ids[entries.col]
+    shown = in_masks.argmax(1)[entries.row]
+    own = shown == object_ids[entries.col]
     agreeing = np.bincount(entries.col[own], entries.data[own], incidence.num_gaussians)
-    mass = _mass(incidence)
-    share = agreeing / np.maximum(mass, 1e-9)
-    seen = np.minimum(1, mass / config.confident_mass)
-    return np.where(object_ids >= 0, share * seen, 0).clip(0, 1).astype(np.float32)
+    others = (entries.data[~own], (entries.col[~own], shown[~own]))
+    others = scipy.sparse.csr_matrix(others, (incidence.num_gaussians, num_objects))
+    lead = agreeing - others.max(1).toarray().ravel()
+    share = lead / (_mass(incidence) + config.confident_mass)
+    return np.where(object_ids >= 0, share, 0).clip(0, 1).astype(np.float32)
 
 
 def _surfaces(

@@ -11,18 +11,21 @@ import scipy.sparse
 
 from unified_lift.config import LiftConfig
 from unified_lift.lift.incidence import Incidence, count_votes
+from unified_lift.protocol import JobError
+
+Pairs = set[tuple[int, int]]
 
 
 class MaskGraph(NamedTuple):
     """How masks of different views cover one another.
 
     Attributes:
-        contained: (M, M) float32; row a, column b: share of mask a's Gaussians that mask b shows,
-            among those that have a label in the view of b.
+        contained: (M, M) csr float32; row a, column b: share of mask a's Gaussians that mask b
+            shows, among those that have a label in the view of b.
         shared: (M, V) float32: share of mask a's Gaussians that have a label in view v.
     """
 
-    contained: np.ndarray
+    contained: scipy.sparse.csr_matrix
     shared: np.ndarray
 
 
@@ -38,6 +41,9 @@ def split_by_votes(
 
     Returns:
         (N,) int64 track of each Gaussian from 0; -1 where no track's mask shows it.
+
+    Raises:
+        JobError: more tracks than the memory holds beside all masks.
     """
     graph = mask_graph(incidence, config)
     check()
@@ -46,6 +52,11 @@ def split_by_votes(
     mass = incidence.by_gaussian
     votes = tracks[mass.indices]
     num_tracks = max(1, int(tracks.max(initial=-1)) + 1)
+    if num_tracks * incidence.num_masks > config.max_cells:
+        raise JobError(
+            f"The {incidence.num_masks:,} masks of all photos show {num_tracks:,} different "
+            "things, more than the memory holds. Leave small regions 0, or take fewer photos."
+        )
     weights = np.where(votes >= 0, mass.data, 0)
     object_ids, masses = count_votes(incidence, np.maximum(votes, 0), weights, num_tracks)
     return without_void(incidence, object_ids, masses, config)
@@ -62,13 +73,9 @@ def without_void(
 def mask_graph(incidence: Incidence, config: LiftConfig) -> MaskGraph:
     """Compare all masks by the Gaussians that they own, with regard to what each view sees."""
     mass, views = incidence.mass, incidence.mask_views
-    onto_view = scipy.sparse.csr_matrix(
-        (np.ones(len(views), np.float32), (views, np.arange(len(views)))),
-        (incidence.num_views, len(views)),
-    )
-    labelled = (onto_view @ mass).toarray()
+    labelled = (incidence.onto_view @ mass).toarray()
     visible = labelled + incidence.void
-    row = np.repeat(np.arange(len(views)), np.diff(mass.indptr))
+    row = _rows(mass)
     in_view = visible[views[row], mass.indices]
     owned = (mass.data >= config.own_share * in_view) & (in_view >= config.min_visible)
     cells = (row[owned], mass.indices[owned])
@@ -76,9 +83,17 @@ def mask_graph(incidence: Incidence, config: LiftConfig) -> MaskGraph:
     owns = scipy.sparse.csr_matrix((np.ones(owned.sum(), np.float32), cells), mass.shape)
     seen = scipy.sparse.csr_matrix((labelled >= config.min_visible).astype(np.float32))
     in_common = (weight @ seen.T).toarray()
-    contained = (weight @ owns.T).toarray() / np.maximum(in_common[:, views], 1e-6)
+    contained = weight @ owns.T
+    contained.sort_indices()
+    seen_mass = in_common[_rows(contained), views[contained.indices]]
+    contained.data /= np.maximum(seen_mass, 1e-6)
     total = np.asarray(weight.sum(1))
     return MaskGraph(contained, in_common / np.maximum(total, 1e-6))
+
+
+def _rows(matrix: scipy.sparse.csr_matrix) -> np.ndarray:
+    """The row of each entry."""
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
 
 
 def link_masks(
@@ -116,29 +131,41 @@ def link_masks(
 
 def _edges(graph: MaskGraph, mask_views: np.ndarray, config: LiftConfig) -> np.ndarray:
     """Pairs of masks that contain each other, (E, 2), strongest first."""
-    mutual = np.minimum(graph.contained, graph.contained.T)
-    overlap = graph.shared[:, mask_views] > config.min_shared
-    mutual[~(overlap & overlap.T)] = 0
-    mutual[mask_views[:, None] == mask_views] = 0
-    a, b = np.nonzero(np.triu(mutual, 1) >= config.edge_containment)
-    order = np.argsort(-mutual[a, b], kind="stable")
-    return np.stack([a, b], 1)[order]
-
-
-def _often_joined(graph: MaskGraph, mask_views: np.ndarray, config: LiftConfig) -> np.ndarray:
-    """Pairs of masks that one mask covers in enough of the views that see both, (M, M) bool."""
+    mutual = scipy.sparse.triu(graph.contained.minimum(graph.contained.T), 1).tocsr()
+    mutual.sort_indices()
+    a, b, strength = _rows(mutual), mutual.indices, mutual.data
     seen = graph.shared > config.min_shared
-    covered = (graph.contained >= config.cover_containment) & seen[:, mask_views]
-    covered = scipy.sparse.csr_matrix(covered.astype(np.float32))
+    linked = (strength >= config.edge_containment) & (mask_views[a] != mask_views[b])
+    linked &= seen[a, mask_views[b]] & seen[b, mask_views[a]]
+    order = np.argsort(-strength[linked], kind="stable")
+    return np.stack([a[linked], b[linked]], 1)[order]
+
+
+def _often_joined(graph: MaskGraph, mask_views: np.ndarray, config: LiftConfig) -> Pairs:
+    """Pairs of masks of one view that one mask covers in enough of the views that see both."""
+    seen = graph.shared > config.min_shared
+    a, b = _rows(graph.contained), graph.contained.indices
+    covers = (graph.contained.data >= config.cover_containment) & seen[a, mask_views[b]]
+    ones = np.ones(covers.sum(), np.float32)
+    covered = scipy.sparse.csr_matrix((ones, (a[covers], b[covers])), graph.contained.shape)
     seen = seen.astype(np.float32)
-    return (covered @ covered.T).toarray() >= config.joined_share * np.maximum(seen @ seen.T, 1)
+    joined = set()
+    for view in np.unique(mask_views):
+        (masks,) = np.nonzero(mask_views == view)
+        times = (covered[masks] @ covered[masks].T).toarray()
+        seen_both = np.maximum(seen[masks] @ seen[masks].T, 1)
+        a, b = np.nonzero(times >= config.joined_share * seen_both)
+        joined.update(zip(masks[a].tolist(), masks[b].tolist()))
+    return joined
 
 
-def _conflict(some: dict[int, list[int]], others: dict[int, list[int]], joined: np.ndarray) -> bool:
+def _conflict(some: dict[int, list[int]], others: dict[int, list[int]], joined: Pairs) -> bool:
     return any(
-        not joined[np.ix_(some[view], masks)].all()
+        (a, b) not in joined
         for view, masks in others.items()
         if view in some
+        for a in some[view]
+        for b in masks
     )
 
 

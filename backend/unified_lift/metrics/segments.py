@@ -19,7 +19,11 @@ SAME_ID_SHARE = 0.95  # of the views that show an object, for its id to be calle
 
 
 def score(
-    predictions: list[np.ndarray], truths: list[np.ndarray], things: list[int], stuff: list[int]
+    predictions: list[np.ndarray],
+    truths: list[np.ndarray],
+    things: list[int],
+    stuff: list[int],
+    ranks: np.ndarray | None = None,
 ) -> dict:
     """Score label maps in memory; the views are one long image, so ids must agree between them.
 
@@ -38,6 +42,8 @@ def score(
         truths: (H, W) int >= 0 each, of the same sizes.
         things: ids of the objects in `truths`.
         stuff: ids of floor, walls and the like.
+        ranks: (P + 1,) how sure the split is of each predicted id up to P, for AP; None for their
+            areas.
 
     Returns:
         {"things": scores, "all": scores}; scores has PQ SQ RQ TP FP FN mIoU mBIoU AP AP50 AP75 ARI
@@ -49,11 +55,12 @@ def score(
     pixels = total(tables)
     bands = _boundary_overlaps(predictions, truths, known, pixels)
     same = _same_id(tables, pixels.truth_ids)
+    sure = pixels.counts.sum(1) if ranks is None else ranks[pixels.predicted_ids]
     scores = {}
     for protocol, ids in (("things", things), ("all", [*things, *stuff])):
         columns = np.isin(pixels.truth_ids, ids)
         if columns.any():
-            scores[protocol] = _score_segments(pixels, bands, columns)
+            scores[protocol] = _score_segments(pixels, bands, columns, sure)
             scores[protocol]["id_consistency"] = float(same[columns].mean())
     return scores
 
@@ -135,15 +142,17 @@ def boundary_band(labels: np.ndarray) -> np.ndarray:
 # ---- scores of one protocol
 
 
-def _score_segments(pixels: Table, bands: np.ndarray, columns: np.ndarray) -> dict:
+def _score_segments(
+    pixels: Table, bands: np.ndarray, columns: np.ndarray, sure: np.ndarray
+) -> dict:
     rows = pixels.predicted_ids != 0
-    areas = pixels.counts[rows].sum(1)
+    areas, sure = pixels.counts[rows].sum(1), sure[rows]
     elsewhere = pixels.counts[rows][:, ~columns].sum(1)
     counted = elsewhere <= MATCH_IOU * areas
     iou = pixels.iou[rows][:, columns]
     matched, truth = linear_sum_assignment(-iou)
     num_truth = int(columns.sum())
-    precisions = [average_precision(iou[counted], areas[counted], t) for t in AP_THRESHOLDS]
+    precisions = [average_precision(iou[counted], sure[counted], t) for t in AP_THRESHOLDS]
     return {
         **panoptic_quality(iou, counted),
         "mIoU": float(iou[matched, truth].sum() / num_truth),
