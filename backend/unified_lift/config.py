@@ -245,6 +245,7 @@ class SurfaceMaskConfig:
     # Joining supervoxels: 1 - concave angle / crease - colour difference / contrast.
     crease_degrees: float = 20.0  # concave angle that outweighs a full contact
     contrast: float = 120.0  # colour difference that does, with lightness halved
+    sure_affinity: float = 0.3  # regions join from here on; below only if their colours are alike
     whole_rounds: int = 3
     whole_intersection: float = 0.3  # of Lab histograms, for parts of one thing that touch
     whole_contact: float = 0.5  # contact length, times the root of the smaller part's voxels

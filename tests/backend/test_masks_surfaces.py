@@ -13,7 +13,7 @@ from unified_lift.masks.fusion import Surface, candidate_voxels, fuse, voxel_siz
 from unified_lift.masks.labelling import add_flat_things, fill_gaps, label_photo, snap
 from unified_lift.masks.linkage import Contacts, average_linkage
 from unified_lift.masks.planes import find_surface_planes
-from unified_lift.masks.regions import segment
+from unified_lift.masks.regions import grow_alike, segment
 from unified_lift.masks.solids import find_exits, opposite_sides
 from unified_lift.masks.surfaces import find_planes, surface_label_maps
 from unified_lift.masks.voxels import cell_keys, dilate, neighbour_pairs
@@ -340,6 +340,16 @@ def test_a_leak_does_not_join_two_objects():
         4, replace(contacts, affinity=np.array([0.95, 0.95, 0.9, -0.5])), free
     )
     assert leaking[0] == leaking[1] != leaking[2] == leaking[3]
+
+
+@pytest.mark.parametrize("affinity, red, num", [(0.15, 0, 1), (0.15, 50, 2), (0.5, 50, 1)])
+def test_where_colours_differ_a_contact_has_to_be_smooth(affinity, red, num):
+    colors = np.array([[50.0, 0, 0]] * 10 + [[50.0, red, 0]] * 10)
+    nodes = np.repeat([0, 1], 10)
+    surface = Surface(1.0, colors, colors, colors, None, [], np.ones(20))
+    contacts = Contacts(np.array([[0, 1]]), np.array([9.0]), np.array([affinity]))
+    regions = grow_alike(surface, nodes, contacts, np.zeros(2, np.int32), CONFIG)
+    assert len(np.unique(regions)) == num
 
 
 def test_locked_clusters_are_never_joined():

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,6 +34,10 @@ class Contacts:
         lengths = np.bincount(inverse, self.lengths[rows], len(pairs))
         weighted = np.bincount(inverse, (self.lengths * self.affinity)[rows], len(pairs))
         return Contacts(pairs, lengths, weighted / np.maximum(lengths, 1e-9))
+
+    def less(self, amount: float | np.ndarray) -> Contacts:
+        """The same with lower affinities; one amount, or one for each pair (m,)."""
+        return replace(self, affinity=self.affinity - amount)
 
 
 def ordered_pairs(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
