@@ -250,7 +250,7 @@ class SurfaceMaskConfig:
     whole_intersection: float = 0.3  # of Lab histograms, for parts of one thing that touch
     whole_contact: float = 0.5  # contact length, times the root of the smaller part's voxels
     whole_min_voxels: int = 30
-    solid_share: float = 0.25  # of the rays through the smaller part end in the other side
+    solid_share: float = 0.15  # of the rays through the smaller part end in the other side
     solid_intersection: float = 0.15  # of Lab histograms, for two sides of one thing
     solid_start: float = 2.25  # h; rays are looked at from here on ...
     solid_step: float = 0.75  # h
