@@ -187,8 +187,8 @@ class SurfaceMaskConfig:
     """Masks from nothing but photos and trained splats.
 
     Values without another source were chosen on scenes with ground truth: 25 objects on a table
-    and a real kitchen, `whole_*` also on 8 and 50 objects. h is the voxel size. Lengths and areas
-    in pixels hold for photos with a longest side of `reference_side` and grow with the photo.
+    and a real kitchen, `whole_*` and `solid_*` also on 8 objects. h is the voxel size. Lengths and
+    areas in pixels hold for photos with a longest side of `reference_side` and grow with the photo.
     Colours are CIE Lab.
     """
 

@@ -213,7 +213,7 @@ def join_parts(
         contacts: between regions.
         rays: of `find_exits`.
         plane_regions: regions left as they are.
-        config: the constants `whole_*`.
+        config: the constants `whole_*` and `solid_*`.
 
     Returns:
         (R,) int32, the new region of each region, from 0.

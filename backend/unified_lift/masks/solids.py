@@ -50,7 +50,7 @@ def find_exits(
 
 def opposite_sides(
     starts: np.ndarray, exits: np.ndarray, regions: np.ndarray, num: int
-) -> scipy.sparse.csr_matrix:
+) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of regions with rays from one to the other, in whichever direction there are more.
 
     Args:

@@ -28,6 +28,7 @@ from unified_lift.rendering import Camera
 from unified_lift.rendering.weights import BlendWeights
 
 STEPS = 1000  # of a stage
+MAX_THREADS = 4  # NumPy lets them run side by side; each holds the entries of one view's weights
 Result = TypeVar("Result")
 
 
@@ -117,8 +118,8 @@ def _surface(
 
 def _in_threads(function: Callable[..., Result], *views: Iterable) -> Iterator[Result]:
     """Call a function for each view, a few views at a time; results come in order."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy lets other threads run meanwhile
-        yield from pool.map(function, *views)
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        yield from pool.map(lambda view: function(*view), zip(*views, strict=True))
 
 
 def _surface_planes(
