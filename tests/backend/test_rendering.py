@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _ctypes
 import math
 import os
 import shutil
@@ -482,12 +483,15 @@ def test_a_view_with_too_many_pairs_is_refused_before_it_takes_the_memory():
     assert "8000 x 6000 pixels with 20000 Gaussians is too large" in result.stderr
 
 
-def test_a_library_that_does_not_load_is_a_clear_error(tmp_path):
+@pytest.mark.parametrize(
+    "content", [b"no library", Path(_ctypes.__file__).read_bytes()], ids=["garbage", "other"]
+)
+def test_a_library_that_does_not_load_is_a_clear_error(tmp_path, content):
     package = Path(unified_lift.__file__).parent
     shutil.copytree(package, tmp_path / "unified_lift", ignore=shutil.ignore_patterns("lib"))
     path = tmp_path / "unified_lift" / library_path(host_targets()[0]).relative_to(package)
     path.parent.mkdir()
-    path.write_bytes(b"no library")
+    path.write_bytes(content)
     program = "import unified_lift.rendering as r\nr.load_engine('cpu')"
     result = run_python(program, PYTHONPATH=str(tmp_path))
     assert f"JobError: The native core {path} does not load" in result.stderr

@@ -52,9 +52,9 @@ def load_core(num_threads: int | None = None) -> Core:
         )
     try:
         library = ctypes.CDLL(str(path))
-    except OSError as error:
+        version = library.abi_version()
+    except (OSError, AttributeError) as error:  # AttributeError: the library of something else
         raise JobError(f"The native core {path} does not load: {error}. Reinstall it.") from error
-    version = library.abi_version()
     if version != ABI_VERSION:
         raise JobError(
             f"The native core {path} has version {version}, not {ABI_VERSION}. Build it again with "
