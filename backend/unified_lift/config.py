@@ -308,7 +308,7 @@ class LiftConfig:
 
     # Choice between two splits, group by group of objects that overlap.
     group_overlap: float = 0.5  # share of the smaller object's mass, to be of one group
-    object_worth: float = 0.5  # an object counts by its IoU with masks beyond this
+    object_worth: float = 0.5  # an object counts by its IoU with masks beyond this, or their mean
     join_agreement: float = 0.2  # objects that masks join less are not taken as one
 
     # Number of codes: one for each track of the mask graph and some to spare.

@@ -257,6 +257,17 @@ def test_fragments_are_joined_only_if_masks_join_them():
     assert same_partition(take_better(far, parts, one, anyway), one.tolist())
 
 
+def test_where_masks_show_nothing_whole_joining_is_no_gain_in_itself():
+    apart, fused = np.repeat([0, 1, 2], [6, 6, 12]), np.repeat([0, 1], 12)
+    crumbs = [[i] for i in range(12, 24)]
+    pieces = [[2 * i, 2 * i + 1] for i in range(6)] + crumbs
+    joined = [list(range(12)), *crumbs]
+    views = scene(*[pieces] * 3, *[joined] * 2)  # scores of .4 each, .5 for both together
+    assert same_partition(take_better(views, apart, fused, CONFIG), apart.tolist())
+    views = scene(pieces, *[joined] * 4)
+    assert same_partition(take_better(views, apart, fused, CONFIG), fused.tolist())
+
+
 def test_what_is_not_better_stays_to_the_last_gaussian():
     split, other = np.repeat([0, 1], 6), np.repeat([0, 1], 6)
     split[5], other[4:6] = 1, 1  # the same objects with other edges, and neither edge is right

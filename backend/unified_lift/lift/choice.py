@@ -33,11 +33,14 @@ def take_better(
         return without_gaps(split)
     scores, other_scores = (object_scores(incidence, ids) for ids in (split, other))
     joined = agreement(incidence, split, len(scores), config)
+    # Where masks show hardly any object well, one is worth less: no gain to have fewer of them.
+    worth = min(config.object_worth, float(scores.mean()))
     result, num = split.copy(), len(scores)
     alive = np.arange(num + len(other_scores)) < num
     open_again = np.zeros(len(split), bool)
     for olds, news in _groups(incidence, split, other, config):
-        if not _is_better(scores[olds], other_scores[news], joined[np.ix_(olds, olds)], config):
+        between = joined[np.ix_(olds, olds)]
+        if not _is_better(scores[olds], other_scores[news], between, worth, config):
             continue
         alive[olds], alive[num + news] = False, True
         free = np.isin(split, olds)
@@ -55,10 +58,12 @@ def object_scores(incidence: Incidence, object_ids: np.ndarray) -> np.ndarray:
     return (weights * best).sum(0) / np.maximum(weights.sum(0), 1e-6)
 
 
-def _is_better(old: np.ndarray, new: np.ndarray, joined: np.ndarray, config: LiftConfig) -> bool:
+def _is_better(
+    old: np.ndarray, new: np.ndarray, joined: np.ndarray, worth: float, config: LiftConfig
+) -> bool:
     """Whether the new objects of a group explain the masks better than the old ones.
 
-    The sum of scores beyond `object_worth` has to rise: it counts well shown objects and charges
+    The sum of scores beyond `worth` has to rise: it counts well shown objects and charges
     for fragments. Where old objects become fewer, their mean score has to rise as well, and masks
     must join each with another now and then: fragments of one object are, neighbours are not.
 
@@ -66,9 +71,10 @@ def _is_better(old: np.ndarray, new: np.ndarray, joined: np.ndarray, config: Lif
         old: (A,) scores, A >= 1.
         new: (B,) scores, B >= 1.
         joined: (A, A) agreement of the old objects.
+        worth: what an object has to score to count for more than none.
         config: thresholds.
     """
-    if (new - config.object_worth).sum() <= (old - config.object_worth).sum():
+    if (new - worth).sum() <= (old - worth).sum():
         return False
     if len(new) >= len(old):
         return True
