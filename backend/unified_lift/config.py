@@ -206,7 +206,9 @@ class SurfaceMaskConfig:
     splat_reach: float = 2.0  # a splat ends here, in standard deviations of its longest axis
 
     # Truncated signed distance field on sparse voxels (Curless and Levoy 1996).
-    voxel_pixels: float = 1.75  # h: this many pixels at the depth below
+    # h: this many pixels at the depth below, in turn. Each voxel size divides the surface a little
+    # differently, and the lift keeps what most of them agree on. The first one makes the planes.
+    voxel_pixels: tuple[float, ...] = (1.9, 1.6, 2.2)
     voxel_depth_percentile: float = 30.0
     max_voxels: int = 1_000_000  # with points of two views; h is raised until there are no more
     truncation: float = 4.0  # h
@@ -271,7 +273,7 @@ class SurfaceMaskConfig:
     flat_max_repeats: float = 4.0  # as much of its colour elsewhere in the plane is a pattern
     snap_scale: float = 40.0  # felzenszwalb of the photo: its segments take one label
     snap_sigma: float = 0.6
-    snap_min_area: float = 20.0  # pixels
+    snap_min_area: float = 10.0  # pixels
 
 
 @dataclass(frozen=True)
@@ -324,9 +326,9 @@ class LiftConfig:
     confident_mass: float = 1.0  # pixels' worth of weight; one that is seen no more is half sure
 
 
-# Masks made from geometry show many objects only in part: dissolving spares more of them. And they
-# split what lies behind the scene, which nobody named, into pieces that few photos show.
-AUTO_LIFT = LiftConfig(dissolve_support=0.1, whole_views=3)
+# Masks made from geometry split what lies behind the scene, which nobody named, into pieces that
+# few photos show.
+AUTO_LIFT = LiftConfig(whole_views=3 * len(SurfaceMaskConfig.voxel_pixels))
 
 
 @dataclass(frozen=True)

@@ -218,13 +218,6 @@ def test_objects_that_no_mask_shows_dissolve_into_those_around():
     assert same_partition(dissolve(views, fragments, CONFIG), [0] * 6 + [1] * 6)
 
 
-def test_objects_that_masks_show_seldom_stay_with_masks_from_geometry():
-    ids = np.repeat([0, 1, 2], [3, 3, 6])  # the halves are shown in one view of seven, not two
-    views = scene(*[WHOLE] * 11, HALVED, HALVED)
-    assert len(np.unique(dissolve(views, ids, AUTO_LIFT))) == 3
-    assert len(np.unique(dissolve(views, ids, CONFIG))) == 2
-
-
 def test_an_object_that_most_masks_split_stays_unless_masks_join_it_to_another():
     ids = np.repeat([0, 1], 6)
     pieces = [[0, 1], [2, 3], [4, 5], WHOLE[1]]

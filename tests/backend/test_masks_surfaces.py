@@ -23,7 +23,8 @@ from unified_lift.rendering.weights import BlendWeights
 
 WIDTH, HEIGHT, FOCAL = 96, 72, 90.0
 # The photos are tiny: the box is a dozen voxels high, and the checks are laid out for this size.
-CONFIG = SurfaceMaskConfig(reference_side=WIDTH, flat_min_area=30, voxel_pixels=2.0)
+CONFIG = SurfaceMaskConfig(reference_side=WIDTH, flat_min_area=30, voxel_pixels=(2.0,))
+(PIXELS,) = CONFIG.voxel_pixels
 BOX, TABLE = 0.4, 1.5  # half width of the box, as high as wide; radius of the table
 NOTHING, ON_TABLE, ON_BOX = 0, 1, 2
 
@@ -89,7 +90,7 @@ def scene():
 
 @pytest.fixture(scope="module")
 def surface(scene):
-    return fuse(scene[0], scene[1], CONFIG, SilentReport())
+    return fuse(scene[0], scene[1], PIXELS, CONFIG, SilentReport())
 
 
 # ---- depth
@@ -197,7 +198,7 @@ def test_normals_point_to_the_cameras(surface):
 
 
 def test_too_many_voxels_make_them_larger(scene):
-    wished = voxel_size(scene[1], CONFIG)
+    wished = voxel_size(scene[1], PIXELS, CONFIG)
     size, keys = candidate_voxels(scene[1], wished, CONFIG)
     assert size == wished
     few = replace(CONFIG, max_voxels=300)
@@ -210,7 +211,7 @@ def test_a_scene_as_wide_as_a_town_keeps_its_number_of_voxels(scene):
     """Points thousands of times farther than the box neither fail nor eat the memory."""
     photos, views, _ = scene
     far = [replace(view, depth=np.where(view.depth > 0, view.depth, 5e4)) for view in views]
-    whole = fuse(photos, far, replace(CONFIG, max_voxels=20_000), SilentReport())
+    whole = fuse(photos, far, PIXELS, replace(CONFIG, max_voxels=20_000), SilentReport())
     assert len(whole.positions) < 27 * 20_000
 
 
@@ -324,7 +325,7 @@ def test_without_a_plane_things_are_still_found(scene, surface):
 @pytest.mark.parametrize("num", [2, 3, 5])
 def test_few_views_suffice(scene, num):
     photos, views, truths = (values[:num] for values in scene)
-    labels, _ = label_scene(photos, fuse(photos, views, CONFIG, SilentReport()))
+    labels, _ = label_scene(photos, fuse(photos, views, PIXELS, CONFIG, SilentReport()))
     box = majority(labels, truths, ON_BOX)
     assert box not in (NOTHING, majority(labels, truths, ON_TABLE))
 
@@ -485,11 +486,26 @@ def test_photos_and_splats_become_label_maps(scene, trained, weights):
 
 def test_each_view_is_shown_when_its_depth_and_its_labels_are_found(scene, trained, weights):
     shown = []
-    args = (scene[0], trained[1], trained[0], weights, CONFIG, SilentReport())
+    config = replace(CONFIG, voxel_pixels=(PIXELS, 1.3 * PIXELS))
+    args = (scene[0], trained[1], trained[0], weights, config, SilentReport())
     maps, _ = surface_label_maps(*args, lambda *view: shown.append(view))
-    assert [view for view, _ in shown] == [*range(12), 11, *range(12)]  # and once the surface is
-    assert all(labels is None for _, labels in shown[:13])
-    assert all(labels is maps[view] for view, labels in shown[13:])
+    assert [view for view, _ in shown] == 3 * [*range(12)]
+    assert all(labels is None for _, labels in shown[:12])
+    assert all(a is b for a, (_, b) in zip(maps, shown[12:], strict=True))
+
+
+def test_every_voxel_size_makes_its_own_labels_and_the_first_one_the_planes(
+    scene, trained, weights
+):
+    def made(*pixels):
+        config = replace(CONFIG, voxel_pixels=pixels)
+        return surface_label_maps(scene[0], trained[1], trained[0], weights, config, SilentReport())
+
+    fine, coarse = made(PIXELS), made(1.3 * PIXELS)
+    both, planes = made(1.3 * PIXELS, PIXELS)
+    assert all(np.array_equal(a, b) for a, b in zip(both, coarse[0] + fine[0], strict=True))
+    assert not np.array_equal(fine[0], coarse[0])
+    assert np.array_equal(planes.positions, coarse[1].positions)
 
 
 def test_equal_input_gives_equal_labels(scene, trained, weights):
@@ -528,4 +544,4 @@ def test_views_without_overlap_are_refused(scene, trained, weights):
     left.depth[:, WIDTH // 2 - 8 :] = 0
     right.depth[:, : WIDTH // 2 + 8] = 0
     with pytest.raises(JobError, match="No surface is seen by two of the 2 photos"):
-        fuse(photos[:2], [left, right], CONFIG, SilentReport())
+        fuse(photos[:2], [left, right], PIXELS, CONFIG, SilentReport())

@@ -73,20 +73,25 @@ class _Field:
 
 
 def fuse(
-    photos: list[np.ndarray], views: list[DepthView], config: SurfaceMaskConfig, report: Report
+    photos: list[np.ndarray],
+    views: list[DepthView],
+    pixels: float,
+    config: SurfaceMaskConfig,
+    report: Report,
 ) -> Surface:
     """Fuse depth maps into one surface.
 
     Args:
         photos: (H, W, 3) uint8 each, the size of their depth maps.
         views: depth maps with their cameras.
+        pixels: one of `config.voxel_pixels`.
         config: voxels, truncation and what makes a voxel part of the surface.
         report: asked after each view whether to stop.
 
     Raises:
         JobError: no surface is seen by two views.
     """
-    size, keys = candidate_voxels(views, voxel_size(views, config), config)
+    size, keys = candidate_voxels(views, voxel_size(views, pixels, config), config)
     field = _Field.empty(keys, size)
     for photo, view in zip(photos, views, strict=True):
         report.check()
@@ -95,7 +100,7 @@ def fuse(
     return _extract(field, views, size, min_near, config)
 
 
-def voxel_size(views: list[DepthView], config: SurfaceMaskConfig) -> float:
+def voxel_size(views: list[DepthView], pixels: float, config: SurfaceMaskConfig) -> float:
     """Voxel size in world units: a few pixels of the photos, seen on the nearer surfaces.
 
     Raises:
@@ -109,7 +114,7 @@ def voxel_size(views: list[DepthView], config: SurfaceMaskConfig) -> float:
             f"The trained scene is nowhere opaque in any of its {len(views)} photos, so it has no "
             "surfaces to divide. Check the cameras, or train longer (preset high)."
         )
-    return config.voxel_pixels * float(np.percentile(seen, config.voxel_depth_percentile))
+    return pixels * float(np.percentile(seen, config.voxel_depth_percentile))
 
 
 def pixel_focal(view: DepthView, config: SurfaceMaskConfig) -> float:

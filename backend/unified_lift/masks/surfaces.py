@@ -2,7 +2,8 @@
 """Label maps from nothing but photos and trained splats: regions of the surface they show.
 
 Depth of the splats, fused to one surface; its large planes; the rest divided at creases; flat
-things on planes by colour. Everything is seeded: equal input, equal labels.
+things on planes by colour. All that with voxels of several sizes: where a division hangs by a
+thread, they differ, and what comes after decides. Everything is seeded: equal input, equal labels.
 """
 
 from __future__ import annotations
@@ -41,36 +42,54 @@ def surface_label_maps(
     report: Report,
     show: Show = lambda view, labels: None,
 ) -> tuple[list[np.ndarray], SurfacePlanes]:
-    """Make a label map for each photo.
+    """Make label maps for each photo, one with each voxel size.
 
     Args:
         photos: V photos (H, W, 3) uint8.
         cameras: V cameras, each as large as its photo.
         gaussians: trained, raw parameters, world frame.
         weights: blend weights of each view.
-        config: all constants.
-        report: told of each view, twice (depth, labels); its stage is the caller's.
-        show: called as often and after the fusion, with the view's label map or None, to make a
-            preview.
+        config: all constants; S voxel sizes.
+        report: told of each view, once for its depth and once for each label map; its stage is
+            the caller's.
+        show: called as often, with the view's label map or None, to make a preview.
 
     Returns:
-        V label maps (H, W) int32, 0 = unlabelled, and the planes of the scene.
+        S * V label maps (H, W) int32, 0 = unlabelled, those of all views with the first voxel size
+        before those with the next; and the planes of the scene.
 
     Raises:
         JobError: nothing is opaque, or no surface is seen by several photos.
     """
-    surface = _surface(photos, cameras, gaussians, weights, config, report, show)
+    views = _depth_views(cameras, gaussians, weights, config, report, show)
+    divide = partial(_divide, photos, views, config=config, report=report)
+    label_maps: list[np.ndarray] = []
+    all_planes = []
+    for pixel_voxels, regions, plane_regions, planes in _in_threads(divide, config.voxel_pixels):
+        label = partial(label_photo, regions=regions, plane_regions=plane_regions, config=config)
+        for view, labels in enumerate(_in_threads(label, photos, pixel_voxels)):
+            label_maps.append(labels)
+            done = (len(all_planes) + (view + 1) / len(photos)) / len(config.voxel_pixels)
+            report.progress(round(STEPS * (1 - config.label_time * (1 - done))), STEPS, "labels")
+            show(view, labels)
+        all_planes.append(planes)
+    return label_maps, all_planes[0]
+
+
+def _divide(
+    photos: list[np.ndarray],
+    views: list[DepthView],
+    pixels: float,
+    config: SurfaceMaskConfig,
+    report: Report,
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, SurfacePlanes]:
+    """The voxel of each pixel, the region of each voxel, the regions that are planes, and these."""
+    surface = fuse(photos, views, pixels, config, report)
     planes, plane_of_voxel = find_surface_planes(surface, config)
     report.check()
     regions, plane_regions = segment(surface, planes, plane_of_voxel, config)
-    label = partial(label_photo, regions=regions, plane_regions=plane_regions, config=config)
-    label_maps: list[np.ndarray] = []
-    for view, labels in enumerate(_in_threads(label, photos, surface.pixel_voxels)):
-        label_maps.append(labels)
-        left = 1 - len(label_maps) / len(photos)
-        report.progress(round(STEPS * (1 - config.label_time * left)), STEPS, "labels")
-        show(view, labels)
-    return label_maps, _surface_planes(surface, planes, plane_of_voxel, config)
+    surface_planes = _surface_planes(surface, planes, plane_of_voxel, config)
+    return surface.pixel_voxels, regions, plane_regions, surface_planes
 
 
 def find_planes(
@@ -88,38 +107,36 @@ def find_planes(
     that is a warning here, the masks do not depend on it.
     """
     try:
-        surface = _surface(photos, cameras, gaussians, weights, config, report, show)
+        views = _depth_views(cameras, gaussians, weights, config, report, show)
+        surface = fuse(photos, views, config.voxel_pixels[0], config, report)
     except JobError as error:
         report.warning(f"Floor and walls cannot be told from things. {error}")
         return SurfacePlanes((), np.empty((0, 3), np.float32), np.empty(0, np.int32), 0.0)
     return _surface_planes(surface, *find_surface_planes(surface, config), config)
 
 
-def _surface(
-    photos: list[np.ndarray],
+def _depth_views(
     cameras: list[Camera],
     gaussians: Gaussians,
     weights: list[BlendWeights],
     config: SurfaceMaskConfig,
     report: Report,
     show: Show,
-) -> Surface:
+) -> list[DepthView]:
     views: list[DepthView] = []
     find_depth = partial(depth_view, gaussians, config=config)
     for view, depth in enumerate(_in_threads(find_depth, weights, cameras)):
         views.append(depth)
-        done = len(views) / len(photos)
+        done = len(views) / len(cameras)
         report.progress(round(STEPS * config.depth_time * done), STEPS, "depth")
         show(view, None)
-    surface = fuse(photos, views, config, report)
-    show(len(views) - 1, None)
-    return surface
+    return views
 
 
-def _in_threads(function: Callable[..., Result], *views: Iterable) -> Iterator[Result]:
-    """Call a function for each view, a few views at a time; results come in order."""
+def _in_threads(function: Callable[..., Result], *arguments: Iterable) -> Iterator[Result]:
+    """Call a function for each view, or size, a few at a time; results come in order."""
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-        yield from pool.map(lambda view: function(*view), zip(*views, strict=True))
+        yield from pool.map(lambda each: function(*each), zip(*arguments, strict=True))
 
 
 def _surface_planes(
