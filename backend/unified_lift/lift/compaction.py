@@ -67,7 +67,7 @@ def revote(
     """
     num_objects = int(object_ids.max(initial=0)) + 1 if alive is None else len(alive)
     mass = incidence.by_gaussian
-    gaussian = np.repeat(np.arange(incidence.num_gaussians), np.diff(mass.indptr))
+    gaussian = np.repeat(np.arange(incidence.num_gaussians, dtype=np.int32), np.diff(mass.indptr))
     for _ in range(rounds):
         in_masks, in_views = masses(incidence, object_ids, num_objects)
         if alive is not None:
@@ -78,11 +78,14 @@ def revote(
         named = np.zeros(in_masks.shape, bool)
         named[large, objects] = in_masks[large, objects] / whole >= config.name_share
         named[np.arange(len(best)), best] = True
-        mask_weight = np.where(named.sum(1) > 1, config.ambiguous_weight, 1.0)
+        several = named.sum(1) > 1
+        mask_weight = np.where(several, config.ambiguous_weight, 1.0)
         mask_weight[in_masks.max(1, initial=0) <= 0] = 0
-        own = object_ids[gaussian]
-        own_named = (own >= 0) & named[mass.indices, np.maximum(own, 0)]
-        votes = np.where(own_named, own, best[mass.indices])
+        votes = best[mass.indices]
+        (open_entries,) = np.nonzero(several[mass.indices])
+        own = object_ids[gaussian[open_entries]]
+        own_named = (own >= 0) & named[mass.indices[open_entries], np.maximum(own, 0)]
+        votes[open_entries[own_named]] = own[own_named]
         weights = mass.data * mask_weight[mass.indices]
         winners, won = count_votes(incidence, votes, weights, num_objects)
         object_ids = without_void(incidence, winners, won, config)
