@@ -196,8 +196,8 @@ class SurfaceMaskConfig:
     seed: int = 0
 
     # Share of the time until depth is found, and from the first label map on (messy8, standard).
-    depth_time: float = 0.4
-    label_time: float = 0.25
+    depth_time: float = 0.15
+    label_time: float = 0.4
 
     # Depth of a pixel: the splats near the one where half of the pixel's weight is reached.
     depth_min_alpha: float = 0.5  # a pixel below this has no surface
@@ -206,8 +206,9 @@ class SurfaceMaskConfig:
     splat_reach: float = 2.0  # a splat ends here, in standard deviations of its longest axis
 
     # Truncated signed distance field on sparse voxels (Curless and Levoy 1996).
-    # h: this many pixels at the depth below, in turn. Each voxel size divides the surface a little
-    # differently, and the lift keeps what most of them agree on. The first one makes the planes.
+    # h: this many pixels at the depth below. Each voxel size divides the surface a little
+    # differently; photos take turns, and the lift keeps what most of them agree on. The first one
+    # makes the planes.
     voxel_pixels: tuple[float, ...] = (1.9, 1.6, 2.2)
     voxel_depth_percentile: float = 30.0
     max_voxels: int = 1_000_000  # with points of two views; h is raised until there are no more
@@ -328,7 +329,7 @@ class LiftConfig:
 
 # Masks made from geometry split what lies behind the scene, which nobody named, into pieces that
 # few photos show.
-AUTO_LIFT = LiftConfig(whole_views=3 * len(SurfaceMaskConfig.voxel_pixels))
+AUTO_LIFT = LiftConfig(whole_views=3)
 
 
 @dataclass(frozen=True)

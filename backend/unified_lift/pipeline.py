@@ -225,8 +225,8 @@ class Lifting:
 
     Attributes:
         photos: V photos.
-        weights: blend weights of each view, again and again if there are more label maps.
-        label_maps: V of them, or a multiple, (H, W) int32 each, 0 = unlabelled.
+        weights: blend weights of each.
+        label_maps: (H, W) int32 each, 0 = unlabelled.
         plane_of_gaussian: (N,) int32, the large plane that a Gaussian lies on, 0 = none.
     """
 
@@ -308,7 +308,6 @@ def _lifting(
         ]
     check_mask_count(label_maps, LiftConfig())
     on_plane = planes.plane_of_gaussian(gaussians["means"].numpy())
-    weights = weights * (len(label_maps) // len(weights))
     return Lifting(chosen, weights, label_maps, on_plane)
 
 
@@ -398,8 +397,8 @@ def _write_result(job_dir: Path, gaussians: Gaussians, split: Split) -> None:
 
 
 def _write_masks(folder: Path, lifting: Lifting) -> None:
-    """The label maps as used, of several of a view the first, each view's ids from 1."""
-    for view, labels in zip(lifting.photos.views, lifting.label_maps, strict=False):
+    """The label maps as used, each view's ids from 1."""
+    for view, labels in zip(lifting.photos.views, lifting.label_maps, strict=True):
         path = folder / f"{view.name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         ids, local = np.unique(labels, return_inverse=True)

@@ -95,8 +95,7 @@ def _training_columns(
         columns += [f"{PUBLISHED}: features (PCA)", "similarity", "uncertainty"]
         features = torch.from_numpy(published.features.astype(np.float32))
         learned = Learned(features, torch.from_numpy(published.codebook))
-    first = enumerate(label_maps[: len(suite.weights)])  # of several of a view
-    given = [view for view, labels in first if labels is not None and labels.any()]
+    given = [view for view, labels in enumerate(label_maps) if labels is not None and labels.any()]
     rows = {}
     for view in _shown(given):
         weights, labels = suite.weights[view], label_maps[view]

@@ -213,8 +213,7 @@ def _run_task(
     cell = task.cell
     lift = AUTO_LIFT if cell.masks == MASKS_AUTO else LiftConfig()
     # A new one for each cell: what one method derives, another shall not get for nothing.
-    weights = suite.weights * (len(label_maps) // len(suite.weights))
-    frozen = Frozen(weights, label_maps, lift)
+    frozen = Frozen(suite.weights, label_maps, lift)
     report.stage("method", f"{cell.name} ({task.place})")
     recorder = Recorder(report)
     with Meter() as meter:

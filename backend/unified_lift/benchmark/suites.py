@@ -308,7 +308,7 @@ def _read_truths(capture_dir: Path, capture: Capture) -> list[np.ndarray]:
 
 
 def suite_masks(suite: Suite, level: str, report: Report) -> list[np.ndarray | None]:
-    """Label maps of the training photos; "auto" gives several for each, set after set.
+    """Label maps of the training photos.
 
     Args:
         suite: a suite.

@@ -42,38 +42,39 @@ def surface_label_maps(
     report: Report,
     show: Show = lambda view, labels: None,
 ) -> tuple[list[np.ndarray], SurfacePlanes]:
-    """Make label maps for each photo, one with each voxel size.
+    """Make a label map for each photo, with the voxel sizes in turn.
 
     Args:
         photos: V photos (H, W, 3) uint8.
         cameras: V cameras, each as large as its photo.
         gaussians: trained, raw parameters, world frame.
         weights: blend weights of each view.
-        config: all constants; S voxel sizes.
-        report: told of each view, once for its depth and once for each label map; its stage is
-            the caller's.
+        config: all constants.
+        report: told of each view, twice (depth, labels); its stage is the caller's.
         show: called as often, with the view's label map or None, to make a preview.
 
     Returns:
-        S * V label maps (H, W) int32, 0 = unlabelled, those of all views with the first voxel size
-        before those with the next; and the planes of the scene.
+        V label maps (H, W) int32, 0 = unlabelled, and the planes of the scene.
 
     Raises:
         JobError: nothing is opaque, or no surface is seen by several photos.
     """
     views = _depth_views(cameras, gaussians, weights, config, report, show)
     divide = partial(_divide, photos, views, config=config, report=report)
-    label_maps: list[np.ndarray] = []
+    found: dict[int, np.ndarray] = {}
     all_planes = []
-    for pixel_voxels, regions, plane_regions, planes in _in_threads(divide, config.voxel_pixels):
+    for divided in _in_threads(divide, config.voxel_pixels):
+        pixel_voxels, regions, plane_regions, planes = divided
+        turn = range(len(all_planes), len(photos), len(config.voxel_pixels))
         label = partial(label_photo, regions=regions, plane_regions=plane_regions, config=config)
-        for view, labels in enumerate(_in_threads(label, photos, pixel_voxels)):
-            label_maps.append(labels)
-            done = (len(all_planes) + (view + 1) / len(photos)) / len(config.voxel_pixels)
-            report.progress(round(STEPS * (1 - config.label_time * (1 - done))), STEPS, "labels")
+        some = ([images[view] for view in turn] for images in (photos, pixel_voxels))
+        for view, labels in zip(turn, _in_threads(label, *some), strict=True):
+            found[view] = labels
+            left = 1 - len(found) / len(photos)
+            report.progress(round(STEPS * (1 - config.label_time * left)), STEPS, "labels")
             show(view, labels)
         all_planes.append(planes)
-    return label_maps, all_planes[0]
+    return [found[view] for view in range(len(photos))], all_planes[0]
 
 
 def _divide(
