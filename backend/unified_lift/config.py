@@ -146,8 +146,9 @@ class PipelineConfig:
     surface_seconds: float = 8e-6  # each pixel of a view that lifts
     folder_seconds: float = 5.5e-6  # likewise: floor and walls are looked for in the same surface
     sam_seconds: float = 60.0  # each photo, ViT-B without a GPU
-    feature_seconds: float = 5.0
-    vote_seconds: float = 1.5
+    vote_seconds: float = 5.5e-7  # each pixel of a view that lifts
+    feature_seconds: float = 5.0  # the steps, whatever the photos
+    codebook_seconds: float = 1.8e-6  # each pixel, for all codebooks
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,9 @@ def _plan(
         MASKS_AUTO: CONFIG.surface_seconds * pixels,
         MASKS_SAM: CONFIG.sam_seconds * number + CONFIG.folder_seconds * pixels,
     }.get(settings.masks, CONFIG.folder_seconds * pixels)
-    lift = CONFIG.vote_seconds + CONFIG.feature_seconds * (settings.method == "default")
+    lift = CONFIG.vote_seconds * pixels
+    if settings.method == "default":
+        lift += CONFIG.feature_seconds + CONFIG.codebook_seconds * pixels
     plan = {"geometry": 0.0, "masks": masks, "lift": lift}
     if settings.splat:
         return plan
