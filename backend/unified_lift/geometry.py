@@ -104,7 +104,7 @@ def train(
     Args:
         photos: (H, W, 3) uint8 each.
         cameras: one for each photo, world to camera, OpenCV axes.
-        points: (P, 3) float32 in the world frame; with too few of them random ones are added.
+        points: (P, 3) float32 in the world frame; random ones take the place of too few.
         colors: (P, 3) uint8.
         config: iterations, resolution, learning rates.
         engine: what renders.

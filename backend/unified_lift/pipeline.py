@@ -89,6 +89,11 @@ def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
     config = PRESETS[settings.preset]
     engine = load_engine(settings.device)
     report.stage("photos", "Reading photos")
+    if engine.name == "reference" and settings.device == "auto":
+        report.warning(
+            "The native renderer does not work here (the log says why): training is many times "
+            "slower. Install the backend again."
+        )
     capture = read_capture(request.capture)
     capture, photos = read_photos(capture, job_dir, config.longest_side, CONFIG, report)
     given = _given_masks(photos, settings, report)
@@ -105,8 +110,7 @@ def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
         gaussians = _geometry(*scene, settings.seed, report, previews, joint)
     views = capture.test_views or capture.train_views
     quality, flat, opaque = _quality(views, gaussians, engine, config.longest_side)
-    if settings.splat:
-        _judge_splats(settings.splat, quality, flat, opaque, report)
+    _judge_splats(settings.splat, quality, flat, opaque, report)
     previews.show(gaussians, None, "Splats")
 
     report.stage("masks", _masks_label(settings))
@@ -161,15 +165,18 @@ def _read_splats(path: Path, capture: Capture) -> Gaussians:
 
 
 def _judge_splats(path: str, quality: float, flat: float, opaque: float, report: JobReport) -> None:
-    """Tell where the user's own splats are not of these photos; refuse what no photo shows."""
+    """Tell where splats are not of these photos; refuse a user's own that no photo shows."""
+    unlike = f"unlike the photos (PSNR {quality:.1f} dB, one flat colour has {flat:.1f} dB)"
+    if not path:
+        if quality < flat:
+            remedy = "Check that the cameras belong to the photos."
+            report.warning(f"The trained splats look {unlike}. {remedy}")
+        return
     remedy = "Its splats have to lie in the world frame of the capture's cameras."
     if opaque < CONFIG.min_splat_alpha:
         raise JobError(f"{path} shows next to nothing in the views of the photos. {remedy}")
     if quality < flat + CONFIG.min_splat_gain:
-        report.warning(
-            f"{path} looks unlike the photos (PSNR {quality:.1f} dB, one flat colour has "
-            f"{flat:.1f} dB). {remedy}"
-        )
+        report.warning(f"{path} looks {unlike}. {remedy}")
 
 
 def _geometry(
@@ -372,9 +379,10 @@ def _split(
         incidence, object_ids, means, lifting.plane_of_gaussian, config
     )
     if not objects:
+        alike = "show the same splats" if (tracks < 0).all() else "divide them alike"
         raise JobError(
-            "No object was found: no two photos' masks show the same splats. Take more photos "
-            "that overlap, or choose other masks."
+            f"No object was found: no two photos' masks {alike}. Take more photos that overlap, or "
+            "choose other masks."
         )
     if not any(entry.score for entry in objects):  # codes fall anywhere, whatever masks show
         report.warning(

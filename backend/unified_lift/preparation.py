@@ -137,7 +137,8 @@ def with_points(capture: Capture, photos: Photos, min_points: int, report: Repor
     if len(points) < min_points:
         report.warning(
             f"The photos share too few features to start from ({len(points)} points): training "
-            "starts from random ones, and looks worse. Sharper photos that overlap more would help."
+            "starts from random ones, and looks worse. Sharper photos, or more of them that "
+            "overlap, would help."
         )
         return capture
     return replace(capture, points=points, point_colors=colors)

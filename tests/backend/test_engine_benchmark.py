@@ -122,6 +122,14 @@ def test_what_cannot_be_measured_is_a_clear_error(words, message, caplog, tmp_pa
     assert message in caplog.text
 
 
+def test_a_file_without_splats_is_refused(caplog, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    none = {name: value[:0] for name, value in some_splats(1).items()}
+    write_ply(tmp_path / "none.ply", to_splats(none))
+    assert main(["benchmark", "engine", "none.ply", "--out", "r.md"]) == 1
+    assert "none.ply holds no splats." in caplog.text
+
+
 def test_a_folder_of_that_name_is_a_suite_as_any(caplog, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "engine").mkdir()

@@ -288,6 +288,19 @@ def test_a_worker_goes_on_from_the_trained_splats(small, tmp_path):
     assert (again / "scene.ply").read_bytes() == first
 
 
+def test_trained_splats_that_are_not_of_the_photos_are_told(small, tmp_path):
+    assert segment_small(small, tmp_path / "first").returncode == 0
+    again = tmp_path / "again"
+    (again / "checkpoint").mkdir(parents=True)
+    shutil.copy(tmp_path / "first" / "job.json", again)
+    splats = read_ply(tmp_path / "first" / "scene.ply")
+    negative = replace(splats, sh0=-splats.sh0, shN=-splats.shN)
+    write_ply(again / "checkpoint" / "geometry.ply", negative)
+    unified_lift("run", again)
+    messages = [e["message"] for e in read_events(again)[0] if e["event"] == "warning"]
+    assert any("The trained splats look unlike the photos" in text for text in messages)
+
+
 def test_damaged_splats_of_a_crashed_worker_are_trained_again(small, tmp_path):
     assert segment_small(small, tmp_path / "first").returncode == 0
     whole = (tmp_path / "first" / "scene.ply").read_bytes()

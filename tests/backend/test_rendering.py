@@ -498,6 +498,21 @@ def test_a_library_that_does_not_load_is_a_clear_error(tmp_path, content):
     assert result.stderr.rstrip().endswith("Reinstall it.")
 
 
+@pytest.mark.skipif(len(host_targets()) < 2, reason="this machine has one library")
+def test_a_slower_library_takes_the_place_of_a_damaged_one(tmp_path):
+    package = Path(unified_lift.__file__).parent
+    copied = shutil.copytree(package, tmp_path / "unified_lift")
+    fastest = next(name for name in host_targets() if library_path(name).exists())
+    path = copied / library_path(fastest).relative_to(package)
+    path.write_bytes(b"")
+    program = "import logging, unified_lift.rendering as r\nlogging.basicConfig()\n"
+    program += "print(r.load_engine('cpu').core.library._name)"
+    result = run_python(program, PYTHONPATH=str(tmp_path))
+    assert result.stdout.startswith(str(copied)), result.stderr
+    assert str(path) not in result.stdout
+    assert f"The native core {path} does not load" in result.stderr
+
+
 def test_without_a_native_core_auto_is_the_reference_and_says_why(tmp_path):
     package = Path(unified_lift.__file__).parent
     shutil.copytree(package, tmp_path / "unified_lift", ignore=shutil.ignore_patterns("lib"))

@@ -13,6 +13,7 @@ from unified_lift.capture.images import load_photo
 from unified_lift.capture.triangulation import (
     choose_pairs,
     epipolar_distance,
+    find_features,
     intersect,
     match,
     triangulate,
@@ -89,6 +90,15 @@ def test_photos_without_features_are_told_of(sample, photos):
     report = Listening()
     assert len(with_points(bare, flat, 100, report).points) == 0
     assert len(report.warnings) == 1 and "too few features" in report.warnings[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 300), (640, 5), (6, 640)])
+def test_photos_too_small_for_features_have_none(shape):
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    places, descriptors = find_features(noise, TriangulationConfig())
+    assert len(places) == len(descriptors)
+    if min(shape) < 6:
+        assert len(places) == 0
 
 
 def test_a_cancel_is_obeyed_between_photos(photos):

@@ -70,7 +70,7 @@ Protocol *things* unless *all* is said: pieces of floor and walls do not count a
   feature to its nearest code, *uncertainty*: of its mask's label; 0 is dark, 1 bright. Curves: the
   loss over the steps.
 - A scene named *-8views* was trained and split with 8 of its training views, evenly spread; its
-  sparse points stay, which come from all of them."""
+  sparse points, where it has any, stay, which come from all of them."""
 
 
 def write_report(

@@ -37,8 +37,11 @@ SUITES_DIR = "suites"
 SAMPLE_SECONDS = 0.05
 ARRAYS = ".npz"
 # What a cell hangs on: how splats, masks and objects are made, and how they are scored.
-CODE = ("config.py", "gaussians.py", "geometry.py", "rendering", "masks", "lift", "metrics")
-CODE += tuple(f"benchmark/{name}.py" for name in ("frozen", "methods", "rivals", "scores"))
+CODE = ("config.py", "gaussians.py", "geometry.py", "exposures.py", "preparation.py", "capture")
+CODE += ("rendering", "masks", "lift", "metrics")
+CODE += tuple(
+    f"benchmark/{name}.py" for name in ("frozen", "methods", "rivals", "scores", "suites")
+)
 LOSS = "loss "  # how the message of a training step begins
 
 

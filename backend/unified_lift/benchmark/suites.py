@@ -23,6 +23,7 @@ from unified_lift.config import (
     GeometryConfig,
     PipelineConfig,
     SurfaceMaskConfig,
+    TriangulationConfig,
 )
 from unified_lift.gaussians import GEOMETRY, Gaussians, from_splats, to_splats
 from unified_lift.geometry import train
@@ -258,9 +259,10 @@ def trained_splats(
     report: Report,
 ) -> Gaussians:
     """Train a capture's splats, or take those of an earlier run; arguments as `load_suite`."""
-    modules = ("geometry.py", "gaussians.py", "exposures.py", "capture/triangulation.py")
+    modules = ("geometry.py", "gaussians.py", "exposures.py", "preparation.py", "capture")
     code = digest_code(*modules, "rendering")
     source = {"code": code, "engine": engine.name, "photos": digest, "preset": repr(config)}
+    source |= {"points": repr(TriangulationConfig())}
     gaussians = _known_splats(cache_dir, source, report)
     if gaussians is None:
         report.stage("geometry", f"{capture.root.name}: training splats")

@@ -213,7 +213,7 @@ def _read_points(
             )
         return *colmap.read_points(model), []
     except JobError as error:
-        return *no_points(), [f"The scene starts without points: {error}"]
+        return *no_points(), [f"The capture's points are not used: {error}"]
 
 
 def _centers_agree(views: list[View], centers: dict[Path, np.ndarray]) -> bool:

@@ -13,6 +13,7 @@ from unified_lift.capture.views import View, nearest_cameras
 from unified_lift.config import TriangulationConfig
 from unified_lift.protocol import Report
 
+MIN_SIDE = 6  # pixels; below, scikit-image's SIFT has no octave
 LUMA = np.array([0.299, 0.587, 0.114]) / 255  # Rec. 601, of 8-bit colours
 
 
@@ -71,11 +72,14 @@ def find_features(image: np.ndarray, config: TriangulationConfig) -> tuple[np.nd
     Returns:
         (F, 2) float64 pixels x, y, centres at .5, and (F, 128) float32 of unit length.
     """
+    nothing = np.zeros((0, 2)), np.zeros((0, 128), np.float32)
+    if min(image.shape[:2]) < MIN_SIDE:
+        return nothing
     sift = SIFT(c_dog=config.contrast)
     try:
         sift.detect_and_extract(image @ LUMA)
     except RuntimeError:  # what scikit-image says of a photo without features
-        return np.zeros((0, 2)), np.zeros((0, 128), np.float32)
+        return nothing
     histograms = sift.descriptors.astype(np.float32)
     described = np.sqrt(histograms / np.maximum(histograms.sum(1, keepdims=True), 1))
     places, kept = np.unique(sift.keypoints, axis=0, return_index=True)  # of two orientations one

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 from unified_lift.protocol import JobError
 from unified_lift.rendering.native.targets import host_targets, library_path
+
+log = logging.getLogger(__name__)
 
 ABI_VERSION = 2  # of the C functions; the same number stands in core.cpp
 TENSOR_TYPES = ("torch.float32", "torch.int64")  # read by the core
@@ -43,13 +47,23 @@ def load_core(num_threads: int | None = None) -> Core:
         JobError: no library fits this machine, or it was built from other sources.
     """
     names = host_targets()
-    path = next((p for p in map(library_path, names) if p.exists()), None)
-    if path is None:
+    paths = [path for path in map(library_path, names) if path.exists()]
+    if not paths:
         raise JobError(
             f"No native core for this machine (looked for {', '.join(names) or 'none'} in "
             f"{library_path('linux-x86_64-v3').parent}). Build it with "
             "'python -m unified_lift.rendering.native.compile'."
         )
+    num_threads = num_threads or os.cpu_count() or 1
+    for path in paths[:-1]:
+        try:
+            return Core(_load_library(path), num_threads)
+        except JobError as error:
+            log.warning("%s A slower one takes its place.", error)
+    return Core(_load_library(paths[-1]), num_threads)
+
+
+def _load_library(path: Path) -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(path))
         version = library.abi_version()
@@ -60,7 +74,7 @@ def load_core(num_threads: int | None = None) -> Core:
             f"The native core {path} has version {version}, not {ABI_VERSION}. Build it again with "
             "'python -m unified_lift.rendering.native.compile'."
         )
-    return Core(library, num_threads or os.cpu_count() or 1)
+    return library
 
 
 def _to_c(value: Any) -> Any:
