@@ -25,7 +25,7 @@ class ObjectRecord:
     Attributes:
         id: from 1; things first, each kind by falling mass.
         name: for the user.
-        kind: "surface" if over half of its mass lies on a large plane, else "thing".
+        kind: "surface" if much of its mass lies on a large plane, else "thing".
         count: Gaussians.
         color: r, g, b in 0..1, display space, to tell the objects apart.
         score: 0..1, share of all views in which one mask shows it as it is.
