@@ -20,6 +20,7 @@ from unified_lift.benchmark.methods import ALL_METHODS, ORACLE
 from unified_lift.benchmark.pictures import draw_level, has_pictures
 from unified_lift.benchmark.scores import score_split
 from unified_lift.benchmark.suites import (
+    SPLATS_CODE,
     TRUE_MASKS,
     Inputs,
     Suite,
@@ -37,8 +38,7 @@ SUITES_DIR = "suites"
 SAMPLE_SECONDS = 0.05
 ARRAYS = ".npz"
 # What a cell hangs on: how splats, masks and objects are made, and how they are scored.
-CODE = ("config.py", "gaussians.py", "geometry.py", "exposures.py", "preparation.py", "capture")
-CODE += ("rendering", "masks", "lift", "metrics")
+CODE = ("config.py", *SPLATS_CODE, "masks", "lift", "metrics")
 CODE += tuple(
     f"benchmark/{name}.py" for name in ("frozen", "methods", "rivals", "scores", "suites")
 )

@@ -46,6 +46,15 @@ from unified_lift.rendering.weights import BlendWeights
 CONFIG = PipelineConfig()
 GEOMETRY_FILE = "geometry.ply"
 SOURCE_FILE = "source.json"  # what the splats were trained on
+# How splats are made.
+SPLATS_CODE = (
+    "geometry.py",
+    "gaussians.py",
+    "exposures.py",
+    "preparation.py",
+    "capture",
+    "rendering",
+)
 SEED = 0  # of the splats, which all cells share
 GT_DIR = "gt"
 SURFACE_FILE = "surface.npz"  # in gt, if at all
@@ -259,10 +268,13 @@ def trained_splats(
     report: Report,
 ) -> Gaussians:
     """Train a capture's splats, or take those of an earlier run; arguments as `load_suite`."""
-    modules = ("geometry.py", "gaussians.py", "exposures.py", "preparation.py", "capture")
-    code = digest_code(*modules, "rendering")
-    source = {"code": code, "engine": engine.name, "photos": digest, "preset": repr(config)}
-    source |= {"points": repr(TriangulationConfig())}
+    source = {
+        "code": digest_code(*SPLATS_CODE),
+        "engine": engine.name,
+        "photos": digest,
+        "preset": repr(config),
+        "points": repr(TriangulationConfig()),
+    }
     gaussians = _known_splats(cache_dir, source, report)
     if gaussians is None:
         report.stage("geometry", f"{capture.root.name}: training splats")

@@ -61,11 +61,12 @@ def surface_label_maps(
     """
     views = _depth_views(cameras, gaussians, weights, config, report, show)
     divide = partial(_divide, photos, views, config=config, report=report)
+    sizes = config.voxel_pixels[: len(photos)]
     found: dict[int, np.ndarray] = {}
     all_planes = []
-    for divided in _in_threads(divide, config.voxel_pixels):
+    for divided in _in_threads(divide, sizes):
         pixel_voxels, regions, plane_regions, planes = divided
-        turn = range(len(all_planes), len(photos), len(config.voxel_pixels))
+        turn = range(len(all_planes), len(photos), len(sizes))
         label = partial(label_photo, regions=regions, plane_regions=plane_regions, config=config)
         some = ([images[view] for view in turn] for images in (photos, pixel_voxels))
         for view, labels in zip(turn, _in_threads(label, *some), strict=True):
