@@ -503,9 +503,7 @@ def test_a_slower_library_takes_the_place_of_a_damaged_one(tmp_path):
     package = Path(unified_lift.__file__).parent
     copied = shutil.copytree(package, tmp_path / "unified_lift")
     fastest = next(path for path in map(library_path, host_targets()) if path.exists())
-    path, slower = (
-        copied / library_path(name).relative_to(package) for name in host_targets()[:2]
-    )
+    path, slower = (copied / library_path(name).relative_to(package) for name in host_targets()[:2])
     shutil.copyfile(fastest, slower)  # a development build has the fastest alone
     path.write_bytes(b"")
     program = "import logging, unified_lift.rendering as r\nlogging.basicConfig()\n"
