@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import _ctypes
 import math
 import os
 import shutil
@@ -21,7 +20,12 @@ from unified_lift.protocol import JobError
 from unified_lift.rendering import Camera, load_engine
 from unified_lift.rendering.cpu import CpuEngine
 from unified_lift.rendering.native.compile import is_current
-from unified_lift.rendering.native.targets import host_targets, library_path
+from unified_lift.rendering.native.targets import (
+    checksum,
+    checksum_path,
+    host_targets,
+    library_path,
+)
 from unified_lift.rendering.reference import ReferenceEngine, photometric_loss, spherical_harmonics
 from unified_lift.rendering.weights import BlendWeights
 
@@ -483,15 +487,13 @@ def test_a_view_with_too_many_pairs_is_refused_before_it_takes_the_memory():
     assert "8000 x 6000 pixels with 20000 Gaussians is too large" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "content", [b"no library", Path(_ctypes.__file__).read_bytes()], ids=["garbage", "other"]
-)
-def test_a_library_that_does_not_load_is_a_clear_error(tmp_path, content):
+def test_a_library_that_does_not_load_is_a_clear_error(tmp_path):
     package = Path(unified_lift.__file__).parent
     shutil.copytree(package, tmp_path / "unified_lift", ignore=shutil.ignore_patterns("lib"))
     path = tmp_path / "unified_lift" / library_path(host_targets()[0]).relative_to(package)
     path.parent.mkdir()
-    path.write_bytes(content)
+    path.write_bytes(b"no library")
+    checksum_path(path).write_text(checksum(path))
     program = "import unified_lift.rendering as r\nr.load_engine('cpu')"
     result = run_python(program, PYTHONPATH=str(tmp_path))
     assert f"JobError: The native core {path} does not load" in result.stderr
@@ -499,18 +501,21 @@ def test_a_library_that_does_not_load_is_a_clear_error(tmp_path, content):
 
 
 @pytest.mark.skipif(len(host_targets()) < 2, reason="this machine has one library")
-def test_a_slower_library_takes_the_place_of_a_damaged_one(tmp_path):
+@pytest.mark.parametrize("share", [0, 0.4, 0.97], ids=["empty", "half", "most"])
+def test_a_slower_library_takes_the_place_of_a_damaged_one(tmp_path, share):
     package = Path(unified_lift.__file__).parent
     copied = shutil.copytree(package, tmp_path / "unified_lift")
     fastest = next(path for path in map(library_path, host_targets()) if path.exists())
     path, slower = (copied / library_path(name).relative_to(package) for name in host_targets()[:2])
-    shutil.copyfile(fastest, slower)  # a development build has the fastest alone
-    path.write_bytes(b"")
+    for target in (path, slower):  # a development build has the fastest alone
+        shutil.copyfile(fastest, target)
+        shutil.copyfile(checksum_path(fastest), checksum_path(target))
+    os.truncate(path, int(share * path.stat().st_size))
     program = "import logging, unified_lift.rendering as r\nlogging.basicConfig()\n"
     program += "print(r.load_engine('cpu').core.library._name)"
     result = run_python(program, PYTHONPATH=str(tmp_path))
     assert result.stdout.strip() == str(slower), result.stderr
-    assert f"The native core {path} does not load" in result.stderr
+    assert f"The native core {path} is damaged" in result.stderr
 
 
 def test_without_a_native_core_auto_is_the_reference_and_says_why(tmp_path):

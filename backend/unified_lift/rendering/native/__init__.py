@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from unified_lift.protocol import JobError
-from unified_lift.rendering.native.targets import host_targets, library_path
+from unified_lift.rendering.native.targets import (
+    checksum,
+    checksum_path,
+    host_targets,
+    library_path,
+)
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +70,12 @@ def load_core(num_threads: int | None = None) -> Core:
 
 def _load_library(path: Path) -> ctypes.CDLL:
     try:
+        if checksum_path(path).read_text(encoding="ascii") != checksum(path):
+            raise JobError(f"The native core {path} is damaged. Reinstall it.")
         library = ctypes.CDLL(str(path))
-        version = library.abi_version()
-    except (OSError, AttributeError) as error:  # AttributeError: the library of something else
+    except (OSError, ValueError) as error:  # ValueError: the checksum is no text
         raise JobError(f"The native core {path} does not load: {error}. Reinstall it.") from error
+    version = library.abi_version()
     if version != ABI_VERSION:
         raise JobError(
             f"The native core {path} has version {version}, not {ABI_VERSION}. Build it again with "

@@ -18,6 +18,8 @@ from unified_lift.rendering.native.targets import (
     LIBRARY_DIR,
     NATIVE_DIR,
     TARGETS,
+    checksum,
+    checksum_path,
     host_targets,
     library_path,
 )
@@ -52,7 +54,9 @@ def source_hash(name: str) -> str:
 def is_current(name: str) -> bool:
     """Whether the library of a target was built from the present sources."""
     path = library_path(name)
-    return path.exists() and source_hash(name).encode() in path.read_bytes()
+    if not path.exists() or not checksum_path(path).exists():
+        return False
+    return source_hash(name).encode() in path.read_bytes()
 
 
 def compile_target(name: str) -> Path:
@@ -77,6 +81,7 @@ def compile_target(name: str) -> Path:
         except subprocess.CalledProcessError as error:
             raise JobError(f"Compiling the native core for {name} failed; see above.") from error
         os.replace(built, path)  # a running process keeps the library it has loaded
+    checksum_path(path).write_text(checksum(path), encoding="ascii")
     return path
 
 

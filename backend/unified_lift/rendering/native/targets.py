@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import platform
 import sys
 from pathlib import Path
@@ -51,6 +52,19 @@ TARGETS: dict[str, Target] = {
 def library_path(name: str) -> Path:
     """Where the library of a target lies."""
     return LIBRARY_DIR / f"{name}{TARGETS[name].suffix}"
+
+
+def checksum_path(library: Path) -> Path:
+    """Where the SHA-256 of a library lies, in hexadecimal.
+
+    Half a library, as an interrupted copy leaves it, may well load, and then crashes the process.
+    """
+    return library.with_name(f"{library.name}.sha256")
+
+
+def checksum(library: Path) -> str:
+    """SHA-256 of a library as it is."""
+    return hashlib.sha256(library.read_bytes()).hexdigest()
 
 
 def host_targets() -> list[str]:
