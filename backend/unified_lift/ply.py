@@ -97,7 +97,8 @@ def read_ply(path: Path) -> Splats:
     """Read a 3DGS PLY; without `object_id` and `confidence` these are 0.
 
     Raises:
-        JobError: no such file, not a binary PLY of splats, cut short, or with non-finite values.
+        JobError: no such file, not a binary PLY of splats, empty, cut short, or with non-finite
+            values.
     """
     table = _read_vertices(Path(path))
     names = table.dtype.names or ()
@@ -105,6 +106,8 @@ def read_ply(path: Path) -> Splats:
     missing = [name for name in needed if name not in names]
     if missing:
         raise JobError(f"{path} holds no Gaussian splats (no {', '.join(missing)}).")
+    if not len(table):
+        raise JobError(f"{path} holds no splats.")
     num_rest = sum(name.startswith("f_rest_") for name in names)
     whole = all(f"f_rest_{i}" in names for i in range(num_rest))
     if num_rest % 3 or num_rest // 3 not in SH_COUNTS or not whole:

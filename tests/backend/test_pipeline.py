@@ -158,6 +158,9 @@ def test_a_splat_in_another_frame_is_told(sample_job, small, tmp_path):
     none = Splats(**{name: value[:0] for name, value in vars(splats).items()})
     write_ply(tmp_path / "none.ply", none)
     result = segment_small(small, tmp_path / "none", "--splat", tmp_path / "none.ply")
+    assert result.returncode == 1 and "none.ply holds no splats." in result.stderr
+    write_ply(tmp_path / "far.ply", replace(splats, means=splats.means + 1000))
+    result = segment_small(small, tmp_path / "far", "--splat", tmp_path / "far.ply")
     assert result.returncode == 1 and "shows next to nothing" in result.stderr
 
 
@@ -166,7 +169,7 @@ def test_a_splat_that_does_not_exist(small, tmp_path):
 
 
 def test_the_published_method_splits_a_scene(sample_job, small, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "PublishedConfig", partial(PublishedConfig, steps=20))
+    monkeypatch.setattr(pipeline.split, "PublishedConfig", partial(PublishedConfig, steps=20))
     masks, splat = str(small / "masks" / "paper"), str(sample_job / "scene.ply")
     request = JobRequest(str(small), Settings(masks=masks, method="unified-lift", splat=splat))
     write_job(tmp_path / "job", request)
@@ -183,7 +186,7 @@ def test_codes_without_masks_that_agree_are_told(sample_job, small, tmp_path, mo
     for path in masks:
         shape = np.array(Image.open(path)).shape
         Image.fromarray(rng.integers(9, size=shape).astype(np.uint16)).save(path)
-    monkeypatch.setattr(pipeline, "PublishedConfig", partial(PublishedConfig, steps=20))
+    monkeypatch.setattr(pipeline.split, "PublishedConfig", partial(PublishedConfig, steps=20))
     chosen = {"masks": str(masks[0].parent), "splat": str(sample_job / "scene.ply")}
     request = JobRequest(str(small), Settings(method="unified-lift", **chosen))
     write_job(tmp_path / "job", request)

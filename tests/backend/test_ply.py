@@ -55,9 +55,10 @@ def test_a_file_without_object_ids_is_unassigned(tmp_path):
     assert read_ply(path).object_ids.tolist() == [0, 0]
 
 
-def test_no_splats_are_a_valid_file(tmp_path):
+def test_a_file_without_splats_is_refused(tmp_path):
     write_ply(tmp_path / "scene.ply", make_splats(num=0))
-    assert len(read_ply(tmp_path / "scene.ply")) == 0
+    with pytest.raises(JobError, match="scene.ply holds no splats"):
+        read_ply(tmp_path / "scene.ply")
 
 
 def test_nan_is_refused(tmp_path):

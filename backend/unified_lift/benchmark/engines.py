@@ -80,8 +80,6 @@ def load_scene(
     """
     if source.suffix == ".ply":
         gaussians = from_splats(read_ply(source))
-        if not len(gaussians["means"]):
-            raise JobError(f"{source} holds no splats.")
         return Scene(gaussians, facing_camera(gaussians["means"], side), f"`{source.name}`")
     capture = read_capture(source)
     if splat:

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the lift works on: some of the photos, their blend weights and label maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from unified_lift.capture import View
+from unified_lift.capture.images import load_photo, resize_labels, resized_view, scaled_view
+from unified_lift.config import (
+    JOINT,
+    MASKS_AUTO,
+    MASKS_SAM,
+    LiftConfig,
+    SamConfig,
+    Settings,
+    SurfaceMaskConfig,
+)
+from unified_lift.gaussians import GEOMETRY, Gaussians
+from unified_lift.lift.incidence import check_mask_count
+from unified_lift.masks import Show
+from unified_lift.masks.folder import folder_label_maps
+from unified_lift.masks.sam import sam_label_maps
+from unified_lift.masks.sam_model import build_sam, read_weights
+from unified_lift.masks.surfaces import find_planes, surface_label_maps
+from unified_lift.pipeline.job import CONFIG, Job
+from unified_lift.preparation import Photos, lift_size, spread
+from unified_lift.protocol import MASKS_DIR, JobError, Report
+from unified_lift.rendering.weights import BlendWeights
+
+SAM_CACHE_DIR = "sam_cache"  # beside the jobs, which share it
+GivenMasks = list[np.ndarray | None] | None  # of each photo; None where no folder has them
+
+
+@dataclass(frozen=True)
+class Lifting:
+    """What the lift works on: some training views, as large as the memory allows.
+
+    Attributes:
+        photos: V photos.
+        weights: blend weights of each.
+        label_maps: (H, W) int32 each, 0 = unlabelled.
+        plane_of_gaussian: (N,) int32, the large plane that a Gaussian lies on, 0 = none.
+    """
+
+    photos: Photos
+    weights: list[BlendWeights]
+    label_maps: list[np.ndarray]
+    plane_of_gaussian: np.ndarray
+
+
+def given_masks(photos: Photos, settings: Settings, report: Report) -> GivenMasks:
+    """Read the folder of masks before anything takes long; None where there is no folder."""
+    if settings.masks == MASKS_SAM:
+        checkpoint = Path(settings.sam_checkpoint)
+        build_sam(read_weights(checkpoint), checkpoint)  # refused now, not after the training
+    if settings.masks in (MASKS_AUTO, MASKS_SAM):
+        if settings.method == JOINT:
+            raise JobError(
+                f"The method {JOINT} needs masks before there are splats. Name a folder of masks, "
+                "or take the method unified-lift."
+            )
+        return None
+    side, _ = lift_size(photos, CONFIG)
+    # The views that lift were scaled in two steps: rounding in one would differ by a pixel.
+    sources = [
+        resized_view(source, view.width, view.height)
+        for source, view in zip(photos.sources, photos.views_at(side), strict=True)
+    ]
+    given = folder_label_maps(Path(settings.masks), sources, report)
+    check_mask_count([given[i] for i in _picked(photos, given)], LiftConfig())
+    return given
+
+
+def _picked(photos: Photos, given: GivenMasks) -> list[int]:
+    """The views that lift: as many of those with masks as fit the memory, evenly spread."""
+    usable = [i for i in range(len(photos.views)) if given is None or given[i] is not None]
+    return spread(usable, lift_size(photos, CONFIG)[1])
+
+
+def prepare_lifting(job: Job, given: GivenMasks, gaussians: Gaussians) -> Lifting:
+    """Choose as many views as fit the memory; get their label maps and the scene's planes."""
+    label, masks = "Finding surfaces", job.settings.masks
+    if masks == MASKS_SAM:
+        label = "Segmenting photos (SAM)"
+    job.report.stage("masks", label)
+    picked = _picked(job.photos, given)
+    chosen = job.photos.pick(picked).at(lift_size(job.photos, CONFIG)[0])
+    weights = []
+    for camera in chosen.cameras:
+        job.report.check()
+        weights.append(job.engine.blend_weights(*(gaussians[name] for name in GEOMETRY), camera))
+
+    def show(view: int, labels: np.ndarray | None) -> None:
+        if job.previews.due:
+            job.previews.camera = chosen.cameras[view]
+            labels = given[picked[view]] if given else labels
+            job.previews.show(gaussians, labels, label)
+
+    scene = (chosen.images, chosen.cameras, gaussians, weights, SurfaceMaskConfig())
+    if masks == MASKS_AUTO:
+        label_maps, planes = surface_label_maps(*scene, job.report, show)
+    else:
+        planes = find_planes(*scene, job.report, show)
+        label_maps = [given[i] for i in picked] if given else []
+    if masks == MASKS_SAM:
+        found = _sam(job, [job.capture.train_views[i] for i in picked], show)
+        label_maps = [
+            resize_labels(labels, view.width, view.height)
+            for labels, view in zip(found, chosen.views, strict=True)
+        ]
+    check_mask_count(label_maps, LiftConfig())
+    on_plane = planes.plane_of_gaussian(gaussians["means"].numpy())
+    lifting = Lifting(chosen, weights, label_maps, on_plane)
+    _write_masks(job.folder / MASKS_DIR, lifting)
+    return lifting
+
+
+def _sam(job: Job, views: list[View], show: Show) -> list[np.ndarray]:
+    """Masks of segment-anything, from the photos at the size that it works at."""
+    config = SamConfig()
+    photos = [load_photo(scaled_view(view, config.longest_side)) for view in views]
+    device = "cuda" if job.settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+    cache_dir = job.folder.absolute().parent / SAM_CACHE_DIR
+    checkpoint = Path(job.settings.sam_checkpoint)
+    return sam_label_maps(photos, checkpoint, config, cache_dir, job.report, device, show)
+
+
+def _write_masks(folder: Path, lifting: Lifting) -> None:
+    """The label maps as used, each view's ids from 1."""
+    for view, labels in zip(lifting.photos.views, lifting.label_maps, strict=True):
+        path = folder / f"{view.name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ids, local = np.unique(labels, return_inverse=True)
+        local = local.reshape(labels.shape) + (ids[0] != 0)
+        Image.fromarray(local.astype(np.uint16)).save(path)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From masks to the answer: which object each Gaussian belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unified_lift.config import AUTO_LIFT, MASKS_AUTO, LiftConfig, PublishedConfig
+from unified_lift.gaussians import Gaussians, to_splats
+from unified_lift.lift.compaction import compact, without_gaps
+from unified_lift.lift.default import learn_objects
+from unified_lift.lift.features import nearest_codes
+from unified_lift.lift.incidence import mask_incidence
+from unified_lift.lift.labels import label_map
+from unified_lift.lift.objects import ObjectRecord, describe
+from unified_lift.lift.published import Joint, train_published
+from unified_lift.lift.votes import split_by_votes
+from unified_lift.pipeline.job import Job
+from unified_lift.pipeline.lifting import Lifting
+from unified_lift.ply import write_ply
+from unified_lift.protocol import (
+    FEATURES_FILE,
+    OBJECTS_FILE,
+    SCENE_FILE,
+    JobError,
+    Report,
+    write_json,
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The answer: object_ids (N,) int32, confidence (N,) float32, and the learned features."""
+
+    objects: list[ObjectRecord]
+    object_ids: np.ndarray
+    confidence: np.ndarray
+    features: np.ndarray
+    codebook: np.ndarray
+
+
+def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint | None) -> Split:
+    """Votes first, which is what the user sees while features and codebook are learned."""
+    settings, previews, report = job.settings, job.previews, job.report
+    report.stage("lift", "Finding objects")
+    previews.camera = lifting.photos.cameras[0]
+    config = AUTO_LIFT if settings.masks == MASKS_AUTO else LiftConfig()
+    incidence = mask_incidence(lifting.weights, lifting.label_maps)
+    report.check()
+    tracks = split_by_votes(incidence, config, report.check)
+    report.check()
+    object_ids = compact(incidence, tracks, config)
+    previews.show(gaussians, label_map(lifting.weights[0], object_ids + 1), "First split")
+    features = codebook = torch.zeros(0, 0)
+
+    def show(*learned: torch.Tensor) -> None:
+        if previews.due:
+            codes = label_map(lifting.weights[0], nearest_codes(*learned) + 1)
+            previews.show(gaussians, codes, "Learning features")
+
+    scene = (lifting.weights, lifting.label_maps)
+    if settings.method == "default":
+        learning = (incidence, tracks, object_ids, config, settings.seed, report, show)
+        object_ids, features, codebook = learn_objects(*scene, *learning)
+    elif settings.method != "votes":
+        training = (incidence.num_gaussians, PublishedConfig(), settings.seed, report)
+        learned = joint.learned if joint else train_published(*scene, *training)
+        object_ids, features, codebook = without_gaps(nearest_codes(*learned)), *learned
+    means = gaussians["means"].numpy()
+    objects, ids, confidence = describe(
+        incidence, object_ids, means, lifting.plane_of_gaussian, config
+    )
+    _check_objects(objects, tracks, report)
+    previews.show(gaussians, label_map(lifting.weights[0], ids), "Objects")
+    return Split(objects, ids, confidence, features.numpy(), codebook.numpy())
+
+
+def _check_objects(objects: list[ObjectRecord], tracks: np.ndarray, report: Report) -> None:
+    """Refuse a split without objects, and tell where it means little."""
+    if not objects:
+        alike = "show the same splats" if (tracks < 0).all() else "divide them alike"
+        raise JobError(
+            f"No object was found: no two photos' masks {alike}. Take more photos that overlap, or "
+            "choose other masks."
+        )
+    if not any(entry.score for entry in objects):  # codes fall anywhere, whatever masks show
+        report.warning(
+            "No mask shows any of the objects as it is: this split means little. Take more photos "
+            "that overlap, or choose other masks."
+        )
+    if len(objects) == 1:
+        report.warning("Only one object was found: the masks tell no others apart.")
+
+
+def write_result(job_dir: Path, gaussians: Gaussians, split: Split) -> None:
+    """Write what Blender reads, and the learned features."""
+    np.savez_compressed(
+        job_dir / FEATURES_FILE,
+        features=split.features.astype(np.float16),
+        codebook=split.codebook,
+    )
+    write_json(job_dir / OBJECTS_FILE, {"objects": [asdict(entry) for entry in split.objects]})
+    splats = replace(to_splats(gaussians), object_ids=split.object_ids, confidence=split.confidence)
+    write_ply(job_dir / SCENE_FILE, splats)
