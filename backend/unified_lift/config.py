@@ -300,6 +300,7 @@ class LiftConfig:
     name_share: float = 0.5  # a mask also names objects with this share of their mass in the view
     name_pixels: float = 20.0  # ... and this mass in the mask
     ambiguous_weight: float = 0.5  # of masks that name several objects
+    refine_rounds: int = 8  # at most, at the end
 
     # Merging and dissolving.
     merge_agreement: float = 0.5

@@ -19,7 +19,15 @@ from unified_lift.gaussians import GEOMETRY
 from unified_lift.geometry import train
 from unified_lift.lift import incidence as incidence_module
 from unified_lift.lift.choice import take_better
-from unified_lift.lift.compaction import agreement, compact, dissolve, merge, revote, support
+from unified_lift.lift.compaction import (
+    agreement,
+    compact,
+    dissolve,
+    merge,
+    refine,
+    revote,
+    support,
+)
 from unified_lift.lift.features import count_codes, nearest_codes, train_features
 from unified_lift.lift.incidence import Incidence, count_votes, mask_incidence
 from unified_lift.lift.labels import label_map
@@ -190,6 +198,18 @@ def test_most_views_correct_a_wrong_gaussian():
     ids = np.repeat([0, 1], 6)
     ids[2] = 1
     assert same_partition(revote(scene(WHOLE, WHOLE), ids, 2, CONFIG), [0] * 6 + [1] * 6)
+
+
+def test_masks_that_fit_their_object_outweigh_more_that_do_not():
+    cut_off = [[0, 1, 2, 6, 7], [8, 9, 10, 11]]
+    result = scene(WHOLE, WHOLE, cut_off, cut_off, cut_off)
+    truth = np.array([0] * 6 + [1] * 6)
+    assert revote(result, truth, 1, CONFIG)[6:8].tolist() == [0, 0]  # by their number
+    assert refine(result, truth, CONFIG).tolist() == truth.tolist()
+
+
+def test_there_is_nothing_to_refine_without_objects():
+    assert refine(scene(WHOLE), np.full(12, -1), CONFIG).tolist() == [-1] * 12
 
 
 def test_what_masks_show_as_one_is_merged_and_neighbours_are_not():

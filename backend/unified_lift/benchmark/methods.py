@@ -17,7 +17,7 @@ from unified_lift.benchmark.frozen import Frozen, Outcome, vote_labels
 from unified_lift.config import Budget, FeatureConfig, PublishedConfig
 from unified_lift.lift import published as lift_published
 from unified_lift.lift.choice import take_better
-from unified_lift.lift.compaction import compact
+from unified_lift.lift.compaction import compact, refine
 from unified_lift.lift.default import FEATURES, learn_objects
 from unified_lift.lift.features import count_codes, nearest_codes, train_features
 from unified_lift.lift.published import train_published
@@ -40,7 +40,7 @@ def oracle(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome
 
 def votes(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
     """Ours without training: mask graph, votes, compaction."""
-    return Outcome(frozen.by_votes)
+    return Outcome(refine(frozen.incidence, frozen.by_votes, frozen.lift))
 
 
 # ---- ours, whole and in parts
@@ -198,6 +198,9 @@ STEPS = {
     ),
     "no-merge": Row(partial(changed, merge_agreement=2.0), "ours without merging"),
     "no-dissolve": Row(partial(changed, dissolve_support=0.0), "ours without dissolving"),
+    "no-refine": Row(
+        partial(changed, refine_rounds=0), "ours without the last votes, by how masks fit"
+    ),
     "dissolve-all": Row(
         partial(changed, dissolve_joined=-1.0), "ours, dissolves also what masks never join"
     ),

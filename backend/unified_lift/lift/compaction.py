@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Compaction: from more labels than objects to objects. Votes, merging, dissolving."""
+"""Compaction: from more labels than objects to objects. Votes, merging, dissolving; refining."""
 
 from __future__ import annotations
 
@@ -48,12 +48,13 @@ def revote(
     rounds: int,
     config: LiftConfig,
     alive: np.ndarray | None = None,
+    by_trust: bool = False,
 ) -> np.ndarray:
     """Let masks name their objects, and Gaussians take the object that most masks name for them.
 
     Several masks of a view may name one object (the view over-segments it), and a mask may stand
     for several objects (it under-segments): then it votes for each Gaussian's own object, with
-    less weight.
+    less weight. It ends early when nothing changes.
 
     Args:
         incidence: N Gaussians.
@@ -61,6 +62,7 @@ def revote(
         rounds: of naming and voting.
         config: thresholds.
         alive: (K,) bool, objects that masks may name; None for all.
+        by_trust: masks count by `_trust`, too.
 
     Returns:
         (N,) int64.
@@ -70,6 +72,7 @@ def revote(
     gaussian = np.repeat(np.arange(incidence.num_gaussians, dtype=np.int32), np.diff(mass.indptr))
     for _ in range(rounds):
         in_masks, in_views = masses(incidence, object_ids, num_objects)
+        areas = in_masks.sum(1)
         if alive is not None:
             in_masks[:, ~alive] = 0
         best = in_masks.argmax(1)
@@ -80,6 +83,8 @@ def revote(
         named[np.arange(len(best)), best] = True
         several = named.sum(1) > 1
         mask_weight = np.where(several, config.ambiguous_weight, 1.0)
+        if by_trust:
+            mask_weight *= _trust(incidence, best, areas, in_masks, in_views)
         mask_weight[in_masks.max(1, initial=0) <= 0] = 0
         votes = best[mass.indices]
         (open_entries,) = np.nonzero(several[mass.indices])
@@ -88,8 +93,51 @@ def revote(
         votes[open_entries[own_named]] = own[own_named]
         weights = mass.data * mask_weight[mass.indices]
         winners, won = count_votes(incidence, votes, weights, num_objects)
-        object_ids = without_void(incidence, winners, won, config)
+        before, object_ids = object_ids, without_void(incidence, winners, won, config)
+        if np.array_equal(before, object_ids):
+            break
     return object_ids
+
+
+def _trust(
+    incidence: Incidence,
+    best: np.ndarray,
+    areas: np.ndarray,
+    in_masks: np.ndarray,
+    in_views: np.ndarray,
+) -> np.ndarray:
+    """How far each mask (M,) agrees with what the others say of its object, 0..1.
+
+    Its IoU with the object that it names, over the median of all masks that name it (weighted by
+    mass), at most 1: a view that disagrees with the rest counts less, and an object that no view
+    shows well loses nothing to its neighbours.
+
+    Args:
+        incidence: M masks.
+        best: (M,) the object that each mask names.
+        areas: (M,) mass of each mask in all objects.
+        in_masks: (M, K) mass of each object in it.
+        in_views: (V, K) and in its view.
+    """
+    shared = in_masks[np.arange(len(best)), best]
+    iou = shared / np.maximum(areas + in_views[incidence.mask_views, best] - shared, 1e-6)
+    order = np.lexsort((iou, best))
+    totals = np.bincount(best, shared, in_masks.shape[1])
+    middles = np.cumsum(totals) - totals / 2
+    places = np.searchsorted(np.cumsum(shared[order]), middles).clip(max=len(best) - 1)
+    return np.minimum(1, iou / np.maximum(iou[order][places][best], 1e-6))
+
+
+def refine(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
+    """Vote once more now that the objects are known: each mask counts as far as it fits its own.
+
+    Returns:
+        (N,) int64 ids from 0 without gaps, -1 = none.
+    """
+    if not (object_ids >= 0).any():
+        return object_ids
+    rounds = config.refine_rounds
+    return without_gaps(revote(incidence, object_ids, rounds, config, by_trust=True))
 
 
 # ---- merging

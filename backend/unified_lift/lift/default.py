@@ -13,7 +13,7 @@ from torch import Tensor
 from unified_lift.config import FeatureConfig, LiftConfig
 from unified_lift.lift.association import fit_codebook
 from unified_lift.lift.choice import take_better
-from unified_lift.lift.compaction import compact
+from unified_lift.lift.compaction import compact, refine
 from unified_lift.lift.features import Show, count_codes, nearest_codes, train_features
 from unified_lift.lift.incidence import Incidence
 from unified_lift.protocol import Report
@@ -65,4 +65,4 @@ def learn_objects(
         )
         by_codes = compact(incidence, nearest_codes(features, codebook), config)
         object_ids = take_better(incidence, object_ids, by_codes, config)
-    return object_ids, features, learned
+    return refine(incidence, object_ids, config), features, learned

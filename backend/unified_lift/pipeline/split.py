@@ -11,7 +11,7 @@ import torch
 
 from unified_lift.config import AUTO_LIFT, MASKS_AUTO, LiftConfig, PublishedConfig
 from unified_lift.gaussians import Gaussians, to_splats
-from unified_lift.lift.compaction import compact, without_gaps
+from unified_lift.lift.compaction import compact, refine, without_gaps
 from unified_lift.lift.default import learn_objects
 from unified_lift.lift.features import nearest_codes
 from unified_lift.lift.incidence import mask_incidence
@@ -66,7 +66,9 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
     if settings.method == "default":
         learning = (incidence, tracks, object_ids, config, settings.seed, report, show)
         object_ids, features, codebook = learn_objects(*scene, *learning)
-    elif settings.method != "votes":
+    elif settings.method == "votes":
+        object_ids = refine(incidence, object_ids, config)
+    else:
         training = (incidence.num_gaussians, PublishedConfig(), settings.seed, report)
         learned = joint.learned if joint else train_published(*scene, *training)
         object_ids, features, codebook = without_gaps(nearest_codes(*learned)), *learned
