@@ -81,7 +81,7 @@ class GeometryConfig:
     ssim_weight: float = 0.2  # 3DGS
     # A tenth of 3DGS-MCMC's: objects keep sharper borders.
     opacity_regularizer: float = 0.001
-    scale_regularizer: float = 0.001
+    scale_regularizer: float = 0.03  # of scales over the extent of the cameras
 
     exposure_lr: float = 2e-2
     exposure_rounds: int = 5  # through all photos, after which exposures are judged

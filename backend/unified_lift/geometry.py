@@ -134,7 +134,7 @@ def train(
             exposures.judge(config)
         loss = _photometric(trainer, exposures, view, photo, camera, config, engine)
         losses.append(loss.detach())
-        loss = loss + _regularizers(trainer, config)
+        loss = loss + _regularizers(trainer, extent, config)
         if learner:
             loss = loss + learner.loss(view, _features_of(trainer, camera, engine))
         _descend(trainer, loss, step, config)
@@ -267,10 +267,10 @@ def _photometric(
     return loss + exposures.trial_loss(image, target, view)
 
 
-def _regularizers(trainer: Trainer, config: GeometryConfig) -> Tensor:
-    """Small and faint Gaussians cost least (3DGS-MCMC)."""
+def _regularizers(trainer: Trainer, extent: float, config: GeometryConfig) -> Tensor:
+    """Small and faint Gaussians cost least (3DGS-MCMC); small beside the scene, in any unit."""
     opacity = trainer.gaussians["opacities"].sigmoid().mean()
-    scale = trainer.gaussians["scales"].exp().mean()
+    scale = trainer.gaussians["scales"].exp().mean() / extent
     return config.opacity_regularizer * opacity + config.scale_regularizer * scale
 
 

@@ -60,6 +60,21 @@ def two_balls():
     return photos, cameras, points, (colors * 255).astype(np.uint8)
 
 
+def test_the_unit_of_length_does_not_matter(two_balls):
+    photos, cameras, points, colors = two_balls
+    sizes = []
+    for unit in (1.0, 1000.0):
+        moved = []
+        for camera in cameras:
+            viewmat = camera.viewmat.clone()
+            viewmat[:3, 3] *= unit
+            moved.append(camera._replace(viewmat=viewmat))
+        scene = (photos, moved, points * unit, colors)
+        trained = train(*scene, CONFIG, load_engine("cpu"), 0, SilentReport())
+        sizes.append(float(trained["scales"].mean()) - np.log(unit))
+    assert sizes[1] == pytest.approx(sizes[0], abs=0.05)
+
+
 def train_on(two_balls, config=CONFIG, seed=0):
     photos, cameras, points, colors = two_balls
     engine = load_engine("cpu")

@@ -17,7 +17,7 @@ from unified_lift.protocol.files import CANCEL_FILE, EVENTS_FILE, STATUS_FILE, w
 
 HEARTBEAT_SECONDS = 0.5
 ESTIMATE_SECONDS = 2.0  # the time left is told when this much work was seen
-PLAN_SECONDS = 10.0  # the plan counts as if it had held for so long before
+PLAN_SECONDS = 5.0  # the plan counts as if it had held for so long before
 
 log = logging.getLogger(__name__)
 
