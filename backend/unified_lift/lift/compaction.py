@@ -124,7 +124,8 @@ def _trust(
     order = np.lexsort((iou, best))
     totals = np.bincount(best, shared, in_masks.shape[1])
     middles = np.cumsum(totals) - totals / 2
-    places = np.searchsorted(np.cumsum(shared[order]), middles).clip(max=len(best) - 1)
+    reached = np.cumsum(shared[order], dtype=np.float64)
+    places = np.searchsorted(reached, middles).clip(max=len(best) - 1)
     return np.minimum(1, iou / np.maximum(iou[order][places][best], 1e-6))
 
 
