@@ -20,6 +20,7 @@ from unified_lift import __version__
 from unified_lift.config import (
     DEVICES,
     MASKS_AUTO,
+    MASKS_SAM,
     METHODS,
     PRESETS,
     PUBLIC_BENCHMARKS,
@@ -124,15 +125,19 @@ def print_end(event: dict) -> None:
 def segment(arguments: argparse.Namespace) -> int:
     """Make a job of the command line's arguments and do it."""
     masks = arguments.masks
-    if masks not in (MASKS_AUTO, "sam"):
-        masks = str(Path(masks).resolve())
+    folder = "" if masks in (MASKS_AUTO, MASKS_SAM) else str(Path(masks).resolve())
     checkpoint, splat = (
         str(path.resolve()) if path else "" for path in (arguments.sam_checkpoint, arguments.splat)
     )
+    masks = folder or masks
     settings = chosen_settings(arguments, masks=masks, sam_checkpoint=checkpoint, splat=splat)
     request = JobRequest(str(arguments.capture.resolve()), settings)
-    if not arguments.capture.exists():  # a slip of the pen shall not use up the job folder
+    # A slip of the pen shall not use up the job folder.
+    if not arguments.capture.exists():
         raise JobError(f"There is no folder {request.capture}. Choose the folder of a capture.")
+    for option, path in ("masks", folder), ("splat", splat), ("sam-checkpoint", checkpoint):
+        if path and not Path(path).exists():
+            raise JobError(f"There is no {path}. Name another one with --{option}.")
     if (arguments.out / REQUEST_FILE).exists() and read_job(arguments.out) == request:
         log.info("%s holds this very job: going on with it", arguments.out)
     else:

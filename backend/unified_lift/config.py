@@ -163,7 +163,7 @@ class CaptureConfig:
     # 1.2e-7 of its distance, so from here on to more than 1e-5 of the spread, a hundredth of a
     # pixel of the largest photos that train.
     max_distance: float = 100.0
-    min_spread: float = 1e-4  # units; cameras that differ by less stand at one place
+    min_spread: float = 0.01  # units; cameras that differ by less stand at one place (or near)
 
 
 @dataclass(frozen=True)

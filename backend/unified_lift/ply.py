@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -157,10 +158,10 @@ def _read_vertices(path: Path) -> np.ndarray:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise JobError(f"No file {path}.") from error
-    end = data.find(b"end_header\n")
-    if not data.startswith(b"ply") or end < 0:
+    end = re.search(rb"end_header\r?\n", data)
+    if not data.startswith(b"ply") or not end:
         raise JobError(f"{path} is not a PLY file.")
-    words = [line.split() for line in data[:end].decode("ascii", "replace").splitlines()]
+    words = [line.split() for line in data[: end.start()].decode("ascii", "replace").splitlines()]
     form = next((line[1] for line in words if line[:1] == ["format"] and len(line) > 1), "")
     if form not in _ORDERS:
         raise JobError(f"{path} is a PLY of format '{form}'. Save it as binary PLY.")
@@ -170,10 +171,11 @@ def _read_vertices(path: Path) -> np.ndarray:
     fields = [line for line in properties if line[:1] == ["property"]]
     plain = all(len(field) == 3 and field[1] in _TYPES for field in fields)
     plain &= len({field[-1] for field in fields}) == len(fields)
-    if first[1:2] != ["vertex"] or not first[-1].isdigit() or not plain:
+    counted = len(first) == 3 and first[2].isdigit()
+    if first[1:2] != ["vertex"] or not counted or not plain:
         raise JobError(f"{path} does not begin with plain vertices: it is no splat file.")
     dtype = np.dtype([(name, _ORDERS[form] + _TYPES[kind]) for _, kind, name in fields])
-    start, count = end + len(b"end_header\n"), int(first[2])
+    start, count = end.end(), int(first[2])
     if len(data) < start + count * dtype.itemsize:
         raise JobError(f"{path} is cut short: {count} splats were announced. Copy it again.")
     return np.frombuffer(data, dtype, count, start)

@@ -23,7 +23,7 @@ from unified_lift.capture.images import (
 )
 from unified_lift.capture.origin import camera_spread
 from unified_lift.capture.triangulation import triangulate
-from unified_lift.config import CaptureConfig, PipelineConfig, TriangulationConfig
+from unified_lift.config import CaptureConfig, PipelineConfig, RenderConfig, TriangulationConfig
 from unified_lift.protocol import IMAGES_DIR, JobError, Report
 from unified_lift.rendering import Camera
 
@@ -106,10 +106,13 @@ def read_photos(
             f"{capture.root} has {len(training)} photo to train with. A scene needs at least 2 "
             "photos from different places, and some dozens to look good."
         )
-    if camera_spread([source for source, _ in training]) < CaptureConfig.min_spread:
+    apart = camera_spread([source for source, _ in training])
+    if apart < CaptureConfig.min_spread:
         raise JobError(
-            f"All {len(training)} training cameras of {capture.root} stand at one place: turning a "
-            "camera shows no depth. Take photos from different places."
+            f"All {len(training)} training cameras of {capture.root} stand at one place, "
+            f"{apart:.2g} units apart: turning a camera shows no depth. Take photos from different "
+            "places. If these were, export the capture in a smaller unit: nothing is drawn that "
+            f"is nearer than {RenderConfig.near} units."
         )
     photos = Photos([s for s, _ in training], [v for _, v in training], images)
     return replace(capture, views=tuple(pinholes)), photos

@@ -406,10 +406,23 @@ def test_poses_of_nan(small, tmp_path):
     assert fails(segment_small(small, tmp_path / "job"), "pose")
 
 
-def test_a_missing_checkpoint_of_sam(small, tmp_path):
-    options = ("--masks", "sam", "--sam-checkpoint", tmp_path / "none.pth")
+@pytest.mark.parametrize(
+    "options", [("--masks", "sam", "--sam-checkpoint", "none.pth"), ("--masks", "none")]
+)
+def test_a_slip_of_the_pen_does_not_use_up_the_job_folder(small, tmp_path, options):
     result = unified_lift("segment", small, "--out", tmp_path / "job", *options)
-    assert fails(result, "none.pth")
+    assert fails(result, "There is no ", "none")
+    assert not (tmp_path / "job").exists()
+
+
+def test_cameras_in_too_large_a_unit(small, tmp_path):
+    path = small / "transforms.json"
+    transforms = json.loads(path.read_text())
+    for frame in transforms["frames"]:
+        for row in frame["transform_matrix"][:3]:
+            row[3] *= 1e-3
+    path.write_text(json.dumps(transforms))
+    assert fails(segment_small(small, tmp_path / "job"), "a smaller unit")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")

@@ -87,6 +87,11 @@ def test_nan_is_refused(tmp_path):
             "no splat file",
         ),
         (
+            b"ply\r\nformat binary_little_endian 1.0\r\nelement vertex x 3\r\n"
+            b"property float x\r\nend_header\r\n",
+            "no splat file",
+        ),
+        (
             b"ply\nformat binary_little_endian 1.0\nelement vertex 3\n"
             b"property float x\nproperty float x\nend_header\n",
             "no splat file",

@@ -112,6 +112,14 @@ def test_events_are_read_from_where_the_last_reading_ended(job):
     assert [event["event"] for event in events + later] == ["start", "warning"]
 
 
+def test_what_is_no_event_at_the_end_is_cut_off(job):
+    path = job / protocol.EVENTS_FILE
+    path.write_bytes(b'{"event": "start"}\ngarbage\n\n{"event": 1')
+    with JobReport(job) as report:
+        report.emit("start", pid=2)
+    assert [event["event"] for event in read_events(job)[0]] == ["start", "start"]
+
+
 def test_a_half_written_event_waits_for_its_end(job):
     path = job / protocol.EVENTS_FILE
     path.write_bytes(b'{"event": "start"}\n{"event": "sta')

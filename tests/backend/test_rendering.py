@@ -433,6 +433,16 @@ def test_the_native_core_is_built_from_these_sources():
     assert is_current(built[0])
 
 
+def test_a_damaged_library_is_compiled_again(tmp_path):
+    package = Path(unified_lift.__file__).parent
+    copied = shutil.copytree(package, tmp_path / "unified_lift")
+    path = copied / library_path(host_targets()[0]).relative_to(package)
+    os.truncate(path, path.stat().st_size - 100)  # its source hash is still there
+    program = "from unified_lift.rendering.native.compile import is_current\n"
+    program += f"print(is_current({host_targets()[0]!r}))"
+    assert run_python(program, PYTHONPATH=str(tmp_path)).stdout.strip() == "False"
+
+
 def test_nothing_is_said_where_nothing_is_compiled():
     command = [sys.executable, "-I", "-m", "unified_lift.rendering.native.compile"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

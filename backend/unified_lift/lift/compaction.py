@@ -135,7 +135,7 @@ def refine(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> 
     Returns:
         (N,) int64 ids from 0 without gaps, -1 = none.
     """
-    if not (object_ids >= 0).any():
+    if not incidence.num_masks:
         return object_ids
     rounds = config.refine_rounds
     return without_gaps(revote(incidence, object_ids, rounds, config, by_trust=True))

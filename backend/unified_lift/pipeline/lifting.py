@@ -114,6 +114,11 @@ def prepare_lifting(job: Job, given: GivenMasks, gaussians: Gaussians) -> Liftin
             resize_labels(labels, view.width, view.height)
             for labels, view in zip(found, chosen.views, strict=True)
         ]
+    if not any(labels.any() for labels in label_maps):
+        raise JobError(
+            f"There is no mask in any of the {len(label_maps)} photos that objects are looked for "
+            "in. Choose other masks."
+        )
     check_mask_count(label_maps, LiftConfig())
     on_plane = planes.plane_of_gaussian(gaussians["means"].numpy())
     lifting = Lifting(chosen, weights, label_maps, on_plane)

@@ -69,7 +69,7 @@ def last_event(job_dir: Path) -> dict:
     with open(path, "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
         data = file.read(TAIL_BYTES)
-    lines = data[: data.rfind(b"\n") + 1].splitlines()
+    lines = [line for line in data[: data.rfind(b"\n") + 1].splitlines() if line.strip()]
     return _parse_event(lines[-1], path) if lines else {}
 
 
@@ -117,15 +117,22 @@ def request_cancel(job_dir: Path) -> None:
 
 
 def end_broken_line(path: Path) -> None:
-    """Cut off the half line that a killed worker left, so that the next event has its own."""
+    """Cut off what a killed worker, or a full disk, left at the end and what is no whole event."""
     if not path.exists():
         return
-    with open(path, "rb+") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            file.seek(end - 1)
-            if file.read(1) == b"\n":
-                break
-            end -= 1
-        if end < size:
-            file.truncate(end)
+    with open(path, "rb") as file:
+        data = file.read(os.fstat(file.fileno()).st_size)
+    lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+    while lines and not _is_event(lines[-1], path):
+        lines.pop()
+    size = sum(map(len, lines))
+    if size < len(data):
+        os.truncate(path, size)
+
+
+def _is_event(line: bytes, path: Path) -> bool:
+    try:
+        _parse_event(line, path)
+    except JobError:
+        return False
+    return True

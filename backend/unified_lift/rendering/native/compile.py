@@ -52,9 +52,10 @@ def source_hash(name: str) -> str:
 
 
 def is_current(name: str) -> bool:
-    """Whether the library of a target was built from the present sources."""
+    """Whether the library of a target is whole, and was built from the present sources."""
     path = library_path(name)
-    if not path.exists() or not checksum_path(path).exists():
+    known = checksum_path(path)
+    if not path.exists() or not known.exists() or known.read_bytes() != checksum(path).encode():
         return False
     return source_hash(name).encode() in path.read_bytes()
 
