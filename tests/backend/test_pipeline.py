@@ -330,7 +330,7 @@ def fails(result, *words):
 
 
 def test_a_folder_that_is_no_capture(tmp_path):
-    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday" / "masks" / "paper").mkdir(parents=True)
     assert fails(segment_small(tmp_path / "holiday", tmp_path / "job"), "holiday", "no capture")
     assert job_state(tmp_path / "job").name == "failed"
 
