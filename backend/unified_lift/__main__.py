@@ -124,12 +124,12 @@ def print_end(event: dict) -> None:
 
 def segment(arguments: argparse.Namespace) -> int:
     """Make a job of the command line's arguments and do it."""
-    masks = arguments.masks
-    folder = "" if masks in (MASKS_AUTO, MASKS_SAM) else str(Path(masks).resolve())
+    automatic = arguments.masks in (MASKS_AUTO, MASKS_SAM)
+    folder = "" if automatic else str(Path(arguments.masks).resolve())
     checkpoint, splat = (
         str(path.resolve()) if path else "" for path in (arguments.sam_checkpoint, arguments.splat)
     )
-    masks = folder or masks
+    masks = folder or arguments.masks
     settings = chosen_settings(arguments, masks=masks, sam_checkpoint=checkpoint, splat=splat)
     request = JobRequest(str(arguments.capture.resolve()), settings)
     # A slip of the pen shall not use up the job folder.

@@ -79,7 +79,7 @@ class GeometryConfig:
     decay_from: float = 0.6  # share of the iterations after which all rates but the means' ...
     final_lr: float = 0.1  # ... fall to this share of themselves
     ssim_weight: float = 0.2  # 3DGS
-    # A tenth of 3DGS-MCMC's: objects keep sharper borders.
+    # The first is a tenth of 3DGS-MCMC's: objects keep sharper borders.
     opacity_regularizer: float = 0.001
     scale_regularizer: float = 0.03  # of scales over the extent of the cameras
 
@@ -163,7 +163,7 @@ class CaptureConfig:
     # 1.2e-7 of its distance, so from here on to more than 1e-5 of the spread, a hundredth of a
     # pixel of the largest photos that train.
     max_distance: float = 100.0
-    min_spread: float = 0.01  # units; cameras that differ by less stand at one place (or near)
+    min_spread: float = 0.01  # units; cameras nearer to one another stand at one place
 
 
 @dataclass(frozen=True)

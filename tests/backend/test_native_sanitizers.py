@@ -15,12 +15,7 @@ import pytest
 import unified_lift
 from unified_lift.rendering.native import ABI_VERSION
 from unified_lift.rendering.native.compile import FLAGS, MAIN_SOURCE, compiler_options
-from unified_lift.rendering.native.targets import (
-    checksum,
-    checksum_path,
-    host_targets,
-    library_path,
-)
+from unified_lift.rendering.native.targets import host_targets, library_path, sign
 
 TESTS = Path(__file__).with_name("test_rendering.py")
 # All tests that call the core; not those of how it is built and chosen.
@@ -73,7 +68,7 @@ def build(tmp_path, tools, source=MAIN_SOURCE) -> dict[str, str]:
     library.parent.mkdir()
     output = ["-fno-sanitize-recover=all", "-DUL_SOURCE_HASH=0", str(source), "-o", str(library)]
     subprocess.run([*command, *output], check=True)
-    checksum_path(library).write_text(checksum(library))
+    sign(library)
     return os.environ | environment | {"PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
 
 

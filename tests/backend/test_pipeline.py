@@ -411,7 +411,7 @@ def test_poses_of_nan(small, tmp_path):
 )
 def test_a_slip_of_the_pen_does_not_use_up_the_job_folder(small, tmp_path, options):
     result = unified_lift("segment", small, "--out", tmp_path / "job", *options)
-    assert fails(result, "There is no ", "none")
+    assert fails(result, "There is no ", options[-1])
     assert not (tmp_path / "job").exists()
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _ctypes
 import math
 import os
 import shutil
@@ -20,12 +21,7 @@ from unified_lift.protocol import JobError
 from unified_lift.rendering import Camera, load_engine
 from unified_lift.rendering.cpu import CpuEngine
 from unified_lift.rendering.native.compile import is_current
-from unified_lift.rendering.native.targets import (
-    checksum,
-    checksum_path,
-    host_targets,
-    library_path,
-)
+from unified_lift.rendering.native.targets import host_targets, library_path, sign
 from unified_lift.rendering.reference import ReferenceEngine, photometric_loss, spherical_harmonics
 from unified_lift.rendering.weights import BlendWeights
 
@@ -497,13 +493,16 @@ def test_a_view_with_too_many_pairs_is_refused_before_it_takes_the_memory():
     assert "8000 x 6000 pixels with 20000 Gaussians is too large" in result.stderr
 
 
-def test_a_library_that_does_not_load_is_a_clear_error(tmp_path):
+@pytest.mark.parametrize(
+    "content", [b"no library", Path(_ctypes.__file__).read_bytes()], ids=["garbage", "other"]
+)
+def test_a_library_that_does_not_load_is_a_clear_error(tmp_path, content):
     package = Path(unified_lift.__file__).parent
     shutil.copytree(package, tmp_path / "unified_lift", ignore=shutil.ignore_patterns("lib"))
     path = tmp_path / "unified_lift" / library_path(host_targets()[0]).relative_to(package)
     path.parent.mkdir()
-    path.write_bytes(b"no library")
-    checksum_path(path).write_text(checksum(path))
+    path.write_bytes(content)
+    sign(path)
     program = "import unified_lift.rendering as r\nr.load_engine('cpu')"
     result = run_python(program, PYTHONPATH=str(tmp_path))
     assert f"JobError: The native core {path} does not load" in result.stderr
@@ -519,7 +518,7 @@ def test_a_slower_library_takes_the_place_of_a_damaged_one(tmp_path, share):
     path, slower = (copied / library_path(name).relative_to(package) for name in host_targets()[:2])
     for target in (path, slower):  # a development build has the fastest alone
         shutil.copyfile(fastest, target)
-        shutil.copyfile(checksum_path(fastest), checksum_path(target))
+        sign(target)
     os.truncate(path, int(share * path.stat().st_size))
     program = "import logging, unified_lift.rendering as r\nlogging.basicConfig()\n"
     program += "print(r.load_engine('cpu').core.library._name)"

@@ -72,7 +72,6 @@ def revote(
     gaussian = np.repeat(np.arange(incidence.num_gaussians, dtype=np.int32), np.diff(mass.indptr))
     for _ in range(rounds):
         in_masks, in_views = masses(incidence, object_ids, num_objects)
-        areas = in_masks.sum(1)
         if alive is not None:
             in_masks[:, ~alive] = 0
         best = in_masks.argmax(1)
@@ -84,7 +83,7 @@ def revote(
         several = named.sum(1) > 1
         mask_weight = np.where(several, config.ambiguous_weight, 1.0)
         if by_trust:
-            mask_weight *= _trust(incidence, best, areas, in_masks, in_views)
+            mask_weight *= _trust(incidence, best, in_masks, in_views)
         mask_weight[in_masks.max(1, initial=0) <= 0] = 0
         votes = best[mass.indices]
         (open_entries,) = np.nonzero(several[mass.indices])
@@ -100,11 +99,7 @@ def revote(
 
 
 def _trust(
-    incidence: Incidence,
-    best: np.ndarray,
-    areas: np.ndarray,
-    in_masks: np.ndarray,
-    in_views: np.ndarray,
+    incidence: Incidence, best: np.ndarray, in_masks: np.ndarray, in_views: np.ndarray
 ) -> np.ndarray:
     """How far each mask (M,) agrees with what the others say of its object, 0..1.
 
@@ -115,12 +110,11 @@ def _trust(
     Args:
         incidence: M masks.
         best: (M,) the object that each mask names.
-        areas: (M,) mass of each mask in all objects.
         in_masks: (M, K) mass of each object in it.
         in_views: (V, K) and in its view.
     """
-    shared = in_masks[np.arange(len(best)), best]
-    iou = shared / np.maximum(areas + in_views[incidence.mask_views, best] - shared, 1e-6)
+    rows = np.arange(len(best))
+    shared, iou = in_masks[rows, best], _ious(incidence, in_masks, in_views)[rows, best]
     order = np.lexsort((iou, best))
     totals = np.bincount(best, shared, in_masks.shape[1])
     middles = np.cumsum(totals) - totals / 2
@@ -250,11 +244,16 @@ def best_ious(
     Only `usable` masks, (M,) bool, are looked at; all by default.
     """
     in_masks, in_views = masses(incidence, object_ids, num_objects)
-    area = in_masks.sum(1, keepdims=True)
-    iou = in_masks / np.maximum(area + in_views[incidence.mask_views] - in_masks, 1e-6)
+    iou = _ious(incidence, in_masks, in_views)
     if usable is not None:
         iou[~usable] = 0
     return incidence.best_of_views(iou), view_weights(in_views.T).T
+
+
+def _ious(incidence: Incidence, in_masks: np.ndarray, in_views: np.ndarray) -> np.ndarray:
+    """IoU (M, K) of each mask with each object, of their masses; both as `masses` gives them."""
+    area = in_masks.sum(1, keepdims=True)
+    return in_masks / np.maximum(area + in_views[incidence.mask_views] - in_masks, 1e-6)
 
 
 def dissolve(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:

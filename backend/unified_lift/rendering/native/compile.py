@@ -18,10 +18,10 @@ from unified_lift.rendering.native.targets import (
     LIBRARY_DIR,
     NATIVE_DIR,
     TARGETS,
-    checksum,
-    checksum_path,
     host_targets,
+    is_whole,
     library_path,
+    sign,
 )
 
 MAIN_SOURCE = NATIVE_DIR / "core.cpp"
@@ -54,10 +54,7 @@ def source_hash(name: str) -> str:
 def is_current(name: str) -> bool:
     """Whether the library of a target is whole, and was built from the present sources."""
     path = library_path(name)
-    known = checksum_path(path)
-    if not path.exists() or not known.exists() or known.read_bytes() != checksum(path).encode():
-        return False
-    return source_hash(name).encode() in path.read_bytes()
+    return is_whole(path) and source_hash(name).encode() in path.read_bytes()
 
 
 def compile_target(name: str) -> Path:
@@ -82,7 +79,7 @@ def compile_target(name: str) -> Path:
         except subprocess.CalledProcessError as error:
             raise JobError(f"Compiling the native core for {name} failed; see above.") from error
         os.replace(built, path)  # a running process keeps the library it has loaded
-    checksum_path(path).write_text(checksum(path), encoding="ascii")
+    sign(path)
     return path
 
 

@@ -54,16 +54,27 @@ def library_path(name: str) -> Path:
     return LIBRARY_DIR / f"{name}{TARGETS[name].suffix}"
 
 
-def checksum_path(library: Path) -> Path:
-    """Where the SHA-256 of a library lies, in hexadecimal.
+def sign(library: Path) -> None:
+    """Write the SHA-256 of a library beside it."""
+    _checksum_path(library).write_text(_checksum(library), encoding="ascii")
 
-    Half a library, as an interrupted copy leaves it, may well load, and then crashes the process.
+
+def is_whole(library: Path) -> bool:
+    """Whether a library is there, to the last byte as it was signed.
+
+    Half of one, as an interrupted copy leaves it, may well load, and then crashes the process.
     """
+    signed = _checksum_path(library)
+    if not library.exists() or not signed.exists():
+        return False
+    return signed.read_bytes() == _checksum(library).encode()
+
+
+def _checksum_path(library: Path) -> Path:
     return library.with_name(f"{library.name}.sha256")
 
 
-def checksum(library: Path) -> str:
-    """SHA-256 of a library as it is."""
+def _checksum(library: Path) -> str:
     return hashlib.sha256(library.read_bytes()).hexdigest()
 
 
