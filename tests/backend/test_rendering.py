@@ -387,6 +387,12 @@ def test_results_are_the_same_bits_for_any_number_of_threads():
         assert all(np.array_equal(a, b) for a, b in zip(runs[0], results))
 
 
+def test_torch_leaves_the_threads_to_the_native_core():
+    torch.set_num_threads(2)
+    CpuEngine(num_threads=2)
+    assert torch.get_num_threads() == 1
+
+
 def test_reference_projects_and_shades_like_gsplat():
     gsplat = pytest.importorskip("gsplat.cuda._torch_impl")
     from unified_lift.rendering.reference import project

@@ -6,8 +6,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import torch
-
 from unified_lift.capture import read_capture, write_cameras
 from unified_lift.config import JOINT, MASKS_AUTO, MASKS_SAM, PRESETS, PublishedConfig
 from unified_lift.geometry import training_seconds
@@ -32,7 +30,6 @@ def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
         JobError: something that the user can mend; no new result stands under its final name then.
         Cancelled: the user asked for a stop.
     """
-    torch.set_num_threads(1)  # the native core has the threads; torch's would spin beside them
     settings = request.settings
     engine = load_engine(settings.device)
     report.stage("photos", "Reading photos")

@@ -97,23 +97,22 @@ INLINE uint32_t block_mask(const Splat& s, float x, float y) {
 
 // A splat as seen from a tile's corner: u = across x + skew y + u0, v = along y + v0.
 struct Footprint {
-  Float8 across, skew, along, u0, v0, log2_opacity;
+  float across, skew, along, u0, v0, log2_opacity;
 };
 
 INLINE Footprint footprint(const Splat& s, const Tile& tile) {
   float x = s.x - (float)tile.x, y = s.y - (float)tile.y;
-  return {splat(s.across), splat(s.skew), splat(s.along), splat(-s.across * x - s.skew * y),
-          splat(-s.along * y), splat(s.log2_opacity)};
+  return {s.across, s.skew, s.along, -s.across * x - s.skew * y, -s.along * y, s.log2_opacity};
 }
 
 INLINE Float8 u_at(const Footprint& f, Float8 x, Float8 y) {
-  return f.across * x + (f.skew * y + f.u0);
+  return splat(f.across) * x + (splat(f.skew) * y + splat(f.u0));
 }
-INLINE Float8 v_at(const Footprint& f, Float8 y) { return f.along * y + f.v0; }
+INLINE Float8 v_at(const Footprint& f, Float8 y) { return splat(f.along) * y + splat(f.v0); }
 
 // alpha before it is held at alpha_max, right where `counts` says that it counts.
 INLINE Float8 alpha_at(const Footprint& f, Float8 u, Float8 v, Float8 log2_least, Int8* counts) {
-  Float8 power = f.log2_opacity - v * v - u * u;
+  Float8 power = splat(f.log2_opacity) - v * v - u * u;
   *counts = power >= log2_least;
   return exp2(power);
 }
@@ -126,9 +125,8 @@ struct TileState {
   uint32_t unfinished[NUM_BLOCKS];    // one bit a pixel
   uint32_t alive;                     // blocks with an unfinished pixel
 
-  // The pixels without a `live` lane end before this entry.
-  ALWAYS_INLINE void finish(int block, int entry, Int8 live) {
-    Float8 T = transmittances[block];
+  // The pixels without a `live` lane, of transmittance T, end before this entry.
+  ALWAYS_INLINE void finish(int block, int entry, Float8 T, Int8 live) {
     Int8 ends = ~live & (T > splat(0.f));
     finished[block] += keep(T, ends);
     last[block] += ends & (splat_int(entry - 1) - last[block]);
@@ -150,8 +148,37 @@ static inline void start_tile(const Grid& grid, const Tile& tile, TileState& sta
   }
 }
 
-// Blend all entries of a tile. receiver.add(entry, block, weights) is called for each entry and the
-// blocks that it touches, receiver.end_chunk(begin, end) after every CHUNK entries at most.
+// Up to CHUNK entries of a tile, seen from its blocks.
+struct Chunk {
+  Footprint footprints[CHUNK];
+  uint64_t entries[NUM_BLOCKS];  // of each block: one bit for each entry that touches it
+};
+
+// Read the chunk that begins at an entry, and set masks[entry] of its entries.
+static inline void read_chunk(const Frame& frame, const Tile& tile, int begin, uint32_t* masks,
+                              Chunk& chunk) {
+  const int32_t* ids = frame.lists.entry_splat.data;
+  const int count = least(CHUNK, tile.end - begin);
+  alignas(32) uint32_t rows[CHUNK] = {};
+  for (int i = 0; i < count; i++) {
+    int entry = begin + i;
+    if (entry + PREFETCH < tile.end) __builtin_prefetch(&frame.splats[ids[entry + PREFETCH]]);
+    const Splat& s = frame.splats[ids[entry]];
+    rows[i] = masks[entry] = block_mask(s, s.x - (float)tile.x, s.y - (float)tile.y);
+    chunk.footprints[i] = footprint(s, tile);
+  }
+  memset(chunk.entries, 0, sizeof(chunk.entries));
+  for (int i = 0; i < count; i += LANES) {
+    Bits8 bits;
+    memcpy(&bits, rows + i, sizeof(bits));
+    for (int block = NUM_BLOCKS - 1; block >= 0; block--, bits <<= 1) {
+      chunk.entries[block] |= (uint64_t)sign_bits((Int8)bits) << i;
+    }
+  }
+}
+
+// Blend all entries of a tile, block by block in each chunk of them. receiver.begin(block) is
+// called for a block with entries, receiver.add(entry, weights) for these, receiver.end(block).
 // masks[entry] is set for all entries up to the last one that was blended.
 template <class Receiver>
 INLINE void blend_tile(const Frame& frame, const Grid& grid, const Tile& tile, uint32_t* masks,
@@ -159,36 +186,41 @@ INLINE void blend_tile(const Frame& frame, const Grid& grid, const Tile& tile, u
   const Float8 alpha_max = splat(frame.constants.alpha_max);
   const Float8 transmittance_min = splat(frame.constants.transmittance_min);
   const Float8 log2_least = splat(log2f(frame.constants.alpha_min));
-  const int32_t* ids = frame.lists.entry_splat.data;
+  Chunk chunk;
   start_tile(grid, tile, state);
   for (int begin = tile.begin; begin < tile.end && state.alive; begin += CHUNK) {
-    int end = least(begin + CHUNK, tile.end);
-    for (int entry = begin; entry < end; entry++) {
-      if (entry + PREFETCH < tile.end) __builtin_prefetch(&frame.splats[ids[entry + PREFETCH]]);
-      const Splat& s = frame.splats[ids[entry]];
-      masks[entry] = block_mask(s, s.x - (float)tile.x, s.y - (float)tile.y);
-    }
-    for (int entry = begin; entry < end; entry++) {
-      const Footprint f = footprint(frame.splats[ids[entry]], tile);
-      for (uint32_t m = masks[entry] & state.alive; m; m &= m - 1) {
-        int block = __builtin_ctz(m);
+    read_chunk(frame, tile, begin, masks, chunk);
+    for (uint32_t alive = state.alive; alive; alive &= alive - 1) {
+      int block = __builtin_ctz(alive);
+      uint64_t entries = chunk.entries[block];
+      if (!entries) continue;
+      const Float8 x = grid.x[block], y = grid.y[block];
+      uint32_t unfinished = state.unfinished[block];
+      Float8 T = state.transmittances[block];
+      receiver.begin(block);
+      while (entries) {
+        int i = __builtin_ctzll(entries);
+        entries &= entries - 1;
+        const Footprint& f = chunk.footprints[i];
         Int8 counts;
-        Float8 u = u_at(f, grid.x[block], grid.y[block]), v = v_at(f, grid.y[block]);
-        Float8 alpha = alpha_at(f, u, v, log2_least, &counts);
+        Float8 alpha = alpha_at(f, u_at(f, x, y), v_at(f, y), log2_least, &counts);
         alpha = keep(minimum(alpha, alpha_max), counts);
-        Float8 T = state.transmittances[block];
         Float8 weight = alpha * T, left = T - weight;
         Int8 live = left > transmittance_min;
-        if (sign_bits(live) != state.unfinished[block]) {  // seldom: once a pixel
-          state.finish(block, entry, live);
+        uint32_t live_bits = sign_bits(live);
+        if (live_bits != unfinished) {  // seldom: once a pixel
+          state.finish(block, begin + i, T, live);
+          unfinished = live_bits;
           weight = keep(weight, live);
           left = keep(left, live);
+          if (!unfinished) entries = 0;
         }
-        state.transmittances[block] = left;
-        receiver.add(entry, block, weight);
+        T = left;
+        receiver.add(begin + i, weight);
       }
+      receiver.end(block);
+      state.transmittances[block] = T;
     }
-    receiver.end_chunk(begin, end);
   }
 }
 
@@ -198,72 +230,62 @@ struct ChannelSums {
   const int32_t* ids;
   const float* channels;
   Float8* sums;
+  Float8 s[D];
 
-  ALWAYS_INLINE void add(int entry, int block, Float8 weight) {
-    const float* c = channels + (int64_t)ids[entry] * D;
-    for (int k = 0; k < D; k++) sums[block * D + k] += weight * splat(c[k]);
+  ALWAYS_INLINE void begin(int block) {
+    for (int k = 0; k < D; k++) s[k] = sums[block * D + k];
   }
-  void end_chunk(int, int) {}
+  ALWAYS_INLINE void add(int entry, Float8 weight) {
+    const float* c = channels + (int64_t)ids[entry] * D;
+    for (int k = 0; k < D; k++) s[k] += weight * splat(c[k]);
+  }
+  ALWAYS_INLINE void end(int block) {
+    for (int k = 0; k < D; k++) sums[block * D + k] = s[k];
+  }
 };
 
-// The same for any number of channels: the weights are kept until the chunk ends, then the sums of
-// a block stay in registers while its entries are added up.
+// The same for any number of channels: the weights of a block are kept until its chunk ends, then
+// its sums stay in registers, some channels at a time.
 struct DeferredChannelSums {
-  struct Pending {
-    int count;
-    uint8_t entries[CHUNK];  // from the chunk's first on
-    Float8 weights[CHUNK];
-  };
   const int32_t* ids;
   const float* channels;
   Float8* sums;
   int num_channels;
-  Pending* pending;  // of each block
-  int chunk_begin;
+  int count;
+  const float* rows[CHUNK];
+  Float8 weights[CHUNK];
 
-  void start(const Tile& tile) {
-    chunk_begin = tile.begin;
-    for (int block = 0; block < NUM_BLOCKS; block++) pending[block].count = 0;
+  ALWAYS_INLINE void begin(int) { count = 0; }
+  ALWAYS_INLINE void add(int entry, Float8 weight) {
+    rows[count] = channels + (int64_t)ids[entry] * num_channels;
+    weights[count++] = weight;
   }
-  ALWAYS_INLINE void add(int entry, int block, Float8 weight) {
-    Pending& p = pending[block];
-    p.entries[p.count] = (uint8_t)(entry - chunk_begin);
-    p.weights[p.count++] = weight;
-  }
-  void end_chunk(int begin, int end) {
+  ALWAYS_INLINE void end(int block) {
     constexpr int AT_ONCE = 10;  // as many as stay in registers
-    const float* rows[CHUNK];
-    for (int i = begin; i < end; i++) rows[i - begin] = channels + (int64_t)ids[i] * num_channels;
-    for (int block = 0; block < NUM_BLOCKS; block++) {
-      Pending& p = pending[block];
-      Float8* to = sums + (int64_t)block * num_channels;
-      int k = 0;
-      for (; k + AT_ONCE <= num_channels; k += AT_ONCE) add_channels<AT_ONCE>(p, rows, k, to);
-      add_rest<AT_ONCE - 1>(num_channels - k, p, rows, k, to);
-      p.count = 0;
-    }
-    chunk_begin = end;
+    Float8* to = sums + (int64_t)block * num_channels;
+    int k = 0;
+    for (; k + AT_ONCE <= num_channels; k += AT_ONCE) add_channels<AT_ONCE>(k, to);
+    add_rest<AT_ONCE - 1>(num_channels - k, k, to);
   }
 
  private:
   // K channels from `first` on.
   template <int K>
-  INLINE void add_channels(const Pending& p, const float* const* rows, int first, Float8* to) {
+  ALWAYS_INLINE void add_channels(int first, Float8* to) const {
     Float8 s[K];
     for (int k = 0; k < K; k++) s[k] = to[first + k];
-    for (int i = 0; i < p.count; i++) {
-      const float* c = rows[p.entries[i]] + first;
-      for (int k = 0; k < K; k++) s[k] += p.weights[i] * splat(c[k]);
+    for (int i = 0; i < count; i++) {
+      const float* c = rows[i] + first;
+      for (int k = 0; k < K; k++) s[k] += weights[i] * splat(c[k]);
     }
     for (int k = 0; k < K; k++) to[first + k] = s[k];
   }
   // The last `rest` <= K channels.
   template <int K>
-  INLINE void add_rest(int rest, const Pending& p, const float* const* rows, int first,
-                       Float8* to) {
-    if (rest == K) add_channels<K>(p, rows, first, to);
+  ALWAYS_INLINE void add_rest(int rest, int first, Float8* to) const {
+    if (rest == K) add_channels<K>(first, to);
     if constexpr (K > 1) {
-      if (rest < K) add_rest<K - 1>(rest, p, rows, first, to);
+      if (rest < K) add_rest<K - 1>(rest, first, to);
     }
   }
 };
@@ -302,9 +324,8 @@ static void rasterize_forward(Frame& frame, int num_channels, const float* chann
   parallel_for(frame.num_threads, frame.lists.num_tiles, 4, [&](int begin, int end) {
     Array<float> memory((int64_t)NUM_BLOCKS * num_channels * LANES);
     Float8* sums = (Float8*)memory.data;
-    Array<DeferredChannelSums::Pending> pending(NUM_BLOCKS);
-    ChannelSums<RGB> rgb = {ids, channels, sums};
-    DeferredChannelSums any = {ids, channels, sums, num_channels, pending.data, 0};
+    ChannelSums<RGB> rgb = {ids, channels, sums, {}};
+    DeferredChannelSums any = {ids, channels, sums, num_channels, 0, {}, {}};
     for (int t = begin; t < end; t++) {
       Tile tile = get_tile(frame, t);
       TileState state;
@@ -312,7 +333,6 @@ static void rasterize_forward(Frame& frame, int num_channels, const float* chann
       if (num_channels == RGB) {
         blend_tile(frame, grid, tile, frame.masks.data, state, rgb);
       } else {
-        any.start(tile);
         blend_tile(frame, grid, tile, frame.masks.data, state, any);
       }
       store_tile(frame, tile, state, sums, num_channels, background, out, alphas);

@@ -66,9 +66,10 @@ INLINE Float8 square_root(Float8 a) {
 }
 
 INLINE uint32_t sign_bits(Int8 a) {
-  uint32_t r = 0;
-  for (int i = 0; i < LANES; i++) r |= (a[i] < 0 ? 1u : 0u) << i;
-  return r;
+  Int8 bits = (a < splat_int(0)) & Int8{1, 2, 4, 8, 16, 32, 64, 128};
+  int32_t r = 0;
+  for (int i = 0; i < LANES; i++) r |= bits[i];
+  return (uint32_t)r;
 }
 
 INLINE Float8 sums_of_8(const Float8* a) {

@@ -10,7 +10,8 @@ namespace ul {
 
 constexpr int TILE = 16;          // pixels a side
 constexpr int BIN_CHUNK = 2048;   // splats whose tiles are listed by one thread at a time
-constexpr int64_t MAX_SLOTS = 1 << 28;  // of a view: lists of at most some 5 GB
+constexpr int64_t MAX_SLOTS = 1 << 28;    // of a view: lists of at most some 5 GB
+constexpr int64_t COUNT_SLOTS = 1 << 16;  // listed by a thread before it tells the others
 
 struct TileLists {
   int num_tiles_x = 0, num_tiles = 0;
@@ -133,6 +134,27 @@ static void deal_slots(const Array<int32_t>& order, int n,
   });
 }
 
+// List the tiles of the splats [begin, end), and how many each has; not all of them if `total`, of
+// all threads, comes to more than MAX_SLOTS.
+static void list_tiles(const Splat* splats, int begin, int end, int width, int height,
+                       int64_t* total, TileLists& lists, List<int32_t>& result) {
+  List<int32_t> tiles = {};  // not `result`: two threads that write side by side slow each other
+  int64_t told = 0;
+  for (int i = begin; i < end; i++) {
+    int64_t before = tiles.size;
+    if (splats[i].opacity > 0.f) {
+      for_each_tile(splats[i], width, height, lists.num_tiles_x, [&](int t) { tiles.push(t); });
+    }
+    lists.slots_begin[i + 1] = (int32_t)(tiles.size - before);
+    if (tiles.size - told >= COUNT_SLOTS || i == end - 1) {
+      int64_t all = __atomic_add_fetch(total, tiles.size - told, __ATOMIC_RELAXED);
+      told = tiles.size;
+      if (all > MAX_SLOTS) break;
+    }
+  }
+  result = tiles;
+}
+
 // False if the view has more than MAX_SLOTS (splat, tile) pairs, which is found out before there is
 // memory for them.
 static bool make_tile_lists(const Splat* splats, int n, int width, int height, int num_threads,
@@ -146,15 +168,9 @@ static bool make_tile_lists(const Splat* splats, int n, int width, int height, i
   chunk_tiles.zero();
   int64_t total = 0;
   parallel_for(num_threads, num_chunks, 1, [&](int begin, int end) {
-    for (int i = begin * BIN_CHUNK; i < least(n, end * BIN_CHUNK); i++) {
-      List<int32_t>& tiles = chunk_tiles[i / BIN_CHUNK];
-      int64_t before = tiles.size;
-      if (splats[i].opacity > 0.f) {
-        for_each_tile(splats[i], width, height, lists.num_tiles_x, [&](int t) { tiles.push(t); });
-      }
-      int64_t own = tiles.size - before;
-      lists.slots_begin[i + 1] = (int32_t)own;
-      if (__atomic_add_fetch(&total, own, __ATOMIC_RELAXED) > MAX_SLOTS) return;
+    for (int chunk = begin; chunk < end; chunk++) {
+      int first = chunk * BIN_CHUNK, last = least(n, first + BIN_CHUNK);
+      list_tiles(splats, first, last, width, height, &total, lists, chunk_tiles[chunk]);
     }
   });
   bool fits = total <= MAX_SLOTS;

@@ -23,8 +23,10 @@ static void for_each_weight(const Frame& frame, F f) {
     const Frame& frame;
     const Tile& tile;
     const F& f;
+    int block;
 
-    ALWAYS_INLINE void add(int entry, int block, Float8 weights) {
+    ALWAYS_INLINE void begin(int b) { block = b; }
+    ALWAYS_INLINE void add(int entry, Float8 weights) {
       int id = frame.lists.entry_splat[entry];
       uint32_t lanes = sign_bits(weights >= splat(frame.constants.alpha_min));
       for (; lanes; lanes &= lanes - 1) {
@@ -33,7 +35,7 @@ static void for_each_weight(const Frame& frame, F f) {
         f((int64_t)y * frame.camera.width + x, id, weights[lane]);
       }
     }
-    void end_chunk(int, int) {}
+    void end(int) {}
   };
   const Grid grid;
   Array<uint32_t> masks(frame.lists.entry_splat.size);
@@ -41,7 +43,7 @@ static void for_each_weight(const Frame& frame, F f) {
     for (int t = begin; t < end; t++) {
       Tile tile = get_tile(frame, t);
       TileState state;
-      Receiver receiver = {frame, tile, f};
+      Receiver receiver = {frame, tile, f, 0};
       blend_tile(frame, grid, tile, masks.data, state, receiver);
     }
   });
