@@ -435,9 +435,25 @@ def test_the_native_core_is_built_from_these_sources():
     assert is_current(built[0])
 
 
+def copied_package(tmp_path):
+    return shutil.copytree(Path(unified_lift.__file__).parent, tmp_path / "unified_lift")
+
+
+def test_a_library_of_other_sources_is_not_left_to_be_packed(tmp_path):
+    libraries = copied_package(tmp_path) / "rendering" / "native" / "lib"
+    stale = libraries / "macos-arm64.dylib"
+    stale.write_bytes(b"built from other sources")
+    sign(stale)
+    program = "from unified_lift.rendering.native.compile import main; main()"
+    assert run_python(program, PYTHONPATH=str(tmp_path)).returncode == 0
+    left = [path.name for path in libraries.iterdir()]
+    assert "macos-arm64.dylib" not in left and "macos-arm64.dylib.sha256" not in left
+    assert library_path(host_targets()[0]).name in left
+
+
 def test_a_damaged_library_is_compiled_again(tmp_path):
     package = Path(unified_lift.__file__).parent
-    copied = shutil.copytree(package, tmp_path / "unified_lift")
+    copied = copied_package(tmp_path)
     path = copied / library_path(host_targets()[0]).relative_to(package)
     os.truncate(path, path.stat().st_size - 100)  # its source hash is still there
     program = "from unified_lift.rendering.native.compile import is_current\n"

@@ -59,6 +59,12 @@ def sign(library: Path) -> None:
     _checksum_path(library).write_text(_checksum(library), encoding="ascii")
 
 
+def discard(library: Path) -> None:
+    """Remove a library, if it is there, and its signature."""
+    for path in (library, _checksum_path(library)):
+        path.unlink(missing_ok=True)
+
+
 def is_whole(library: Path) -> bool:
     """Whether a library is there, to the last byte as it was signed.
 
