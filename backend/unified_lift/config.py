@@ -304,6 +304,8 @@ class LiftConfig:
 
     # Merging and dissolving.
     merge_agreement: float = 0.5
+    # At the end: views divide an object by mistake more often than they join two.
+    last_agreement: float = 0.35
     merge_min_views: float = 1.0  # weighted views that see both
     support_iou: float = 0.5  # a mask shows an object from this IoU on
     dissolve_support: float = 0.2  # objects shown in a smaller share of their views dissolve

@@ -45,6 +45,18 @@ def test_the_active_row_follows_the_selection(segmented):
     assert settings.active_row == -1
 
 
+def test_blenders_join_makes_one_object_of_pieces(segmented):
+    from blender_unified_lift.scene import objects
+
+    select("Object 001", "Object 002")
+    counts = [len(bpy.data.objects[name].data.points) for name in THINGS]
+    assert bpy.ops.object.join() == {"FINISHED"}
+    left = {obj.name: len(obj.data.points) for _, obj in objects.rows(segmented)}
+    assert "Object 001" not in left and left["Object 002"] == sum(counts)
+    cloud = bpy.data.objects["Object 002"].data
+    assert all(len(attribute.data) == sum(counts) for attribute in cloud.attributes)
+
+
 def test_an_import_leaves_the_selection_to_the_user(segmented):
     assert selected() == []
 

@@ -208,6 +208,15 @@ def test_masks_that_fit_their_object_outweigh_more_that_do_not():
     assert refine(result, truth, CONFIG).tolist() == truth.tolist()
 
 
+def test_pieces_that_two_of_five_views_join_are_one_object_in_the_end():
+    thirds = np.repeat([0, 1, 2], [3, 3, 6])
+    views = scene(WHOLE, WHOLE, HALVED, HALVED, HALVED)
+    assert same_partition(compact(views, thirds, CONFIG), thirds.tolist())
+    assert same_partition(refine(views, thirds, CONFIG), [0] * 6 + [1] * 6)
+    apart = scene(WHOLE, HALVED, HALVED, HALVED)
+    assert same_partition(refine(apart, thirds, CONFIG), thirds.tolist())
+
+
 def test_there_is_nothing_to_refine_without_objects():
     assert refine(scene(WHOLE), np.full(12, -1), CONFIG).tolist() == [-1] * 12
 

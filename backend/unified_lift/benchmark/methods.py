@@ -196,7 +196,12 @@ STEPS = {
     "no-doubt": Row(
         partial(changed, ambiguous_weight=1.0), "ours, masks that name several count fully"
     ),
-    "no-merge": Row(partial(changed, merge_agreement=2.0), "ours without merging"),
+    "no-merge": Row(
+        partial(changed, merge_agreement=2.0, last_agreement=2.0), "ours without merging"
+    ),
+    "no-last-merge": Row(
+        partial(changed, last_agreement=2.0), "ours, no merging at the end at less agreement"
+    ),
     "no-dissolve": Row(partial(changed, dissolve_support=0.0), "ours without dissolving"),
     "no-refine": Row(
         partial(changed, refine_rounds=0), "ours without the last votes, by how masks fit"

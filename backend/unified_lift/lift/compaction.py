@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import scipy.sparse
 
@@ -124,15 +126,17 @@ def _trust(
 
 
 def refine(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
-    """Vote once more now that the objects are known: each mask counts as far as it fits its own.
+    """Vote once more now that the objects are known, each mask as far as it fits its own; then
+    join what is left of objects in pieces, at less agreement than before.
 
     Returns:
         (N,) int64 ids from 0 without gaps, -1 = none.
     """
     if not incidence.num_masks:
         return object_ids
-    rounds = config.refine_rounds
-    return without_gaps(revote(incidence, object_ids, rounds, config, by_trust=True))
+    object_ids = revote(incidence, object_ids, config.refine_rounds, config, by_trust=True)
+    last = replace(config, merge_agreement=config.last_agreement)
+    return merge(incidence, without_gaps(object_ids), last)
 
 
 # ---- merging
