@@ -238,6 +238,19 @@ class SurfaceMaskConfig:
     plane_crumb_share: float = 0.05  # connected patches below this share of it are not the plane
     box_edge: int = 10  # pairs of touching voxels at an edge of two planes
 
+    # Flat things on planes, in a picture of the plane; its pixels are those of the reference side.
+    flat_max_cells: int = 4_000_000  # of the picture; a larger plane has larger pixels
+    flat_min_samples: int = 3  # pixels of photos that show a cell
+    flat_closing: int = 2  # cells; gaps that are closed
+    flat_scale: float = 300.0  # felzenszwalb of the picture
+    flat_sigma: float = 0.8
+    flat_min_area: float = 60.0  # pixels
+    flat_min_inside: float = 0.6  # share in the plane
+    flat_min_solidity: float = 0.7
+    flat_max_share: float = 0.25  # of the plane
+    flat_same_color: float = 10.0  # colour difference, with lightness halved
+    flat_max_repeats: float = 4.0  # as much of its colour elsewhere in the plane is a pattern
+
     # Supervoxels, like SLIC: clusters by position, normal and colour.
     supervoxel_spacing: float = 2.0  # h
     supervoxel_normal: float = 0.7  # weight of a normal's difference
@@ -265,14 +278,6 @@ class SurfaceMaskConfig:
 
     # From voxels to pixels.
     fill_gap: float = 6.0  # pixels; unlabelled ones take the nearest label within this
-    flat_scale: float = 300.0  # felzenszwalb of the photo, for flat things on planes
-    flat_sigma: float = 0.8
-    flat_min_area: float = 60.0  # pixels
-    flat_min_inside: float = 0.6  # share in the plane
-    flat_min_solidity: float = 0.7
-    flat_max_share: float = 0.25  # of the plane's pixels in the view
-    flat_same_color: float = 10.0  # colour difference, with lightness halved
-    flat_max_repeats: float = 4.0  # as much of its colour elsewhere in the plane is a pattern
     snap_scale: float = 40.0  # felzenszwalb of the photo: its segments take one label
     snap_sigma: float = 0.6
     snap_min_area: float = 10.0  # pixels
@@ -332,8 +337,8 @@ class LiftConfig:
 
 
 # Masks made from geometry split what lies behind the scene, which nobody named, into pieces that
-# few photos show.
-AUTO_LIFT = LiftConfig(whole_views=3)
+# few photos show. What they join now and then are neighbours that touch rather than pieces.
+AUTO_LIFT = LiftConfig(whole_views=3, last_agreement=0.5)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 
 from unified_lift.config import SurfaceMaskConfig
 from unified_lift.masks.depth import DepthView, depth_map, ray_directions
+from unified_lift.masks.flat_things import PlaneGrid, find_things, flat_things
 from unified_lift.masks.fusion import Surface, candidate_voxels, fuse, voxel_size
-from unified_lift.masks.labelling import add_flat_things, fill_gaps, label_photo, snap
+from unified_lift.masks.labelling import fill_gaps, label_photo, snap
 from unified_lift.masks.linkage import Contacts, average_linkage
 from unified_lift.masks.planes import find_surface_planes
 from unified_lift.masks.regions import grow_alike, segment
@@ -297,7 +298,7 @@ def label_scene(photos, surface, config=CONFIG):
     planes, ids = find_surface_planes(surface, config)
     regions, plane_regions = segment(surface, planes, ids, config)
     maps = [
-        label_photo(photo, voxels, regions, plane_regions, config)
+        label_photo(photo, voxels, np.zeros_like(voxels), regions, plane_regions, config)
         for photo, voxels in zip(photos, surface.pixel_voxels)
     ]
     return np.stack(maps), plane_regions
@@ -400,12 +401,12 @@ def paper_on_a_plane(colors):
     return photo
 
 
-def test_paper_on_a_plane_gets_a_label_of_its_own():
+def test_paper_on_a_plane_is_a_thing():
     photo = paper_on_a_plane({(20, 30): (240, 240, 240)})
-    labels = add_flat_things(photo, np.ones((60, 80), np.int32), np.array([1]), 5, 1.0, CONFIG)
+    things = find_things(photo, np.ones((60, 80), bool), CONFIG)
     paper = photo[..., 0] == 240
-    assert set(np.unique(labels)) == {1, 5}
-    assert (labels[paper] == 5).mean() > 0.6 and (labels[~paper] == 1).mean() > 0.95
+    assert set(np.unique(things)) == {0, 1}
+    assert (things[paper] == 1).mean() > 0.6 and (things[~paper] == 0).mean() > 0.95
 
 
 def test_tiles_and_printed_roses_are_no_things():
@@ -415,15 +416,58 @@ def test_tiles_and_printed_roses_are_no_things():
     photo = np.full((240, 320, 3), (150, 120, 90), np.uint8)
     for (top, left), color in {**tiles, **paper}.items():
         photo[top : top + 20, left : left + 24] = color
-    labels = add_flat_things(photo, np.ones((240, 320), np.int32), np.array([1]), 5, 1.0, CONFIG)
-    assert set(np.unique(labels)) == {1, 5}
-    assert (photo[labels == 5, 2] == 160).all()
+    things = find_things(photo, np.ones((240, 320), bool), CONFIG)
+    assert things.max() == 1
+    assert (photo[things == 1, 2] == 160).all()
 
 
-def test_colour_on_a_thing_that_is_no_plane_stays_part_of_it():
+def test_colour_that_is_not_on_the_plane_is_no_flat_thing():
     photo = paper_on_a_plane({(20, 30): (240, 240, 240)})
-    labels = np.ones((60, 80), np.int32)
-    assert (add_flat_things(photo, labels, np.array([2]), 5, 1.0, CONFIG) == 1).all()
+    seen = np.ones((60, 80), bool)
+    seen[15:45, 25:60] = False
+    assert not find_things(photo, seen, CONFIG).any()
+
+
+def paper_on_the_table(view, truth):
+    """The pixels of a view that show a sheet on the table beside the box."""
+    x, y = np.moveaxis(view.points()[..., :2], -1, 0)
+    return (truth == ON_TABLE) & (x > 0.65) & (x < 1.15) & (np.abs(y) < 0.35)
+
+
+def test_a_flat_thing_has_one_number_in_all_views(scene, surface):
+    photos, views, truths = scene
+    papers = [paper_on_the_table(*pair) for pair in zip(views, truths)]
+    painted = [np.where(paper[..., None], 240, photo) for paper, photo in zip(papers, photos)]
+    planes = find_surface_planes(surface, CONFIG)
+    found = flat_things(painted, views, surface, *planes, surface.size / PIXELS, CONFIG)
+    assert max(labels.max() for labels in found) == 1
+    shown, paper = np.stack(found) == 1, np.stack(papers)
+    assert (shown & paper).sum() > 0.7 * (shown | paper).sum()  # borders snap to the photo later
+    plain = flat_things(photos, views, surface, *planes, surface.size / PIXELS, CONFIG)
+    assert not any(labels.any() for labels in plain)
+
+
+def test_flat_things_lie_on_their_plane(scene, surface):
+    photos, views, truths = scene
+    papers = [paper_on_the_table(*pair) for pair in zip(views, truths)]
+    painted = [np.where(paper[..., None], 240, photo) for paper, photo in zip(papers, photos)]
+    planes, plane_of_voxel = find_surface_planes(surface, CONFIG)
+    regions, plane_regions = segment(surface, planes, plane_of_voxel, CONFIG)
+    flat = [paper.astype(np.int32) for paper in papers]
+    everywhere = np.ones_like(flat[0])
+    first = (painted[0], surface.pixel_voxels[0])
+    on_paper = label_photo(*first, flat[0], regions, plane_regions, CONFIG)
+    assert (on_paper[papers[0]] == regions.max() + 1).mean() > 0.9
+    all_paper = label_photo(*first, everywhere, regions, plane_regions, CONFIG)
+    assert (all_paper[truths[0] == ON_BOX] != regions.max() + 1).mean() > 0.9
+
+
+def test_the_picture_of_a_large_plane_has_larger_cells(scene, surface):
+    (plane,), plane_of_voxel = find_surface_planes(surface, CONFIG)
+    table = surface.positions[plane_of_voxel == 1]
+    fine, coarse = (PlaneGrid(plane, table, 0.01, cells) for cells in (1_000_000, 2500))
+    assert fine.cell == 0.01 and coarse.cell > 0.05
+    assert coarse.shape[0] * coarse.shape[1] < 2 * 2500
 
 
 def test_borders_snap_to_colour_edges():

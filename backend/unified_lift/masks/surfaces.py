@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Label maps from nothing but photos and trained splats: regions of the surface they show.
 
-Depth of the splats, fused to one surface; its large planes; the rest divided at creases; flat
-things on planes by colour. All that with voxels of several sizes: where a division hangs by a
-thread, they differ, and what comes after decides. Everything is seeded: equal input, equal labels.
+Depth of the splats, fused to one surface; its large planes; flat things on them, by colour; the
+rest divided at creases. That with voxels of several sizes: where a division hangs by a thread, they
+differ, and what comes after decides. Everything is seeded: equal input, equal labels.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from unified_lift.config import SurfaceMaskConfig
 from unified_lift.gaussians import Gaussians
 from unified_lift.masks import Show
 from unified_lift.masks.depth import DepthView, depth_view
+from unified_lift.masks.flat_things import flat_things
 from unified_lift.masks.fusion import Surface, fuse
 from unified_lift.masks.labelling import label_photo
 from unified_lift.masks.planes import Plane, SurfacePlanes, find_surface_planes
@@ -63,12 +64,13 @@ def surface_label_maps(
     divide = partial(_divide, photos, views, config=config, report=report)
     sizes = config.voxel_pixels[: len(photos)]
     found: dict[int, np.ndarray] = {}
-    all_planes = []
+    all_planes, flat = [], []
     for divided in _in_threads(divide, sizes):
-        pixel_voxels, regions, plane_regions, planes = divided
+        pixel_voxels, regions, plane_regions, planes, own_flat = divided
+        flat = flat or own_flat
         turn = range(len(all_planes), len(photos), len(sizes))
         label = partial(label_photo, regions=regions, plane_regions=plane_regions, config=config)
-        some = ([images[view] for view in turn] for images in (photos, pixel_voxels))
+        some = ([images[view] for view in turn] for images in (photos, pixel_voxels, flat))
         for view, labels in zip(turn, _in_threads(label, *some), strict=True):
             found[view] = labels
             left = 1 - len(found) / len(photos)
@@ -84,14 +86,21 @@ def _divide(
     pixels: float,
     config: SurfaceMaskConfig,
     report: Report,
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, SurfacePlanes]:
-    """The voxel of each pixel, the region of each voxel, the regions that are planes, and these."""
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, SurfacePlanes, list[np.ndarray]]:
+    """The voxel of each pixel, the region of each voxel, the regions that are planes, these, and
+    the flat thing of each pixel: with the first voxel size alone, so that it is one for all views.
+    """
     surface = fuse(photos, views, pixels, config, report)
     planes, plane_of_voxel = find_surface_planes(surface, config)
     report.check()
+    flat = []
+    if pixels == config.voxel_pixels[0]:
+        cell = surface.size / pixels
+        flat = flat_things(photos, views, surface, planes, plane_of_voxel, cell, config)
+        report.check()
     regions, plane_regions = segment(surface, planes, plane_of_voxel, config)
     surface_planes = _surface_planes(surface, planes, plane_of_voxel, config)
-    return surface.pixel_voxels, regions, plane_regions, surface_planes
+    return surface.pixel_voxels, regions, plane_regions, surface_planes, flat
 
 
 def find_planes(
