@@ -306,11 +306,12 @@ class LiftConfig:
     name_pixels: float = 20.0  # ... and this mass in the mask
     ambiguous_weight: float = 0.5  # of masks that name several objects
     refine_rounds: int = 8  # at most, at the end
+    # At the end objects are pieces of one if masks join them as often as they show the lesser one
+    # alone; less than the first is never enough, more than the second always.
+    piece_agreement: tuple[float, float] = (0.35, 0.45)
 
     # Merging and dissolving.
     merge_agreement: float = 0.5
-    # At the end: views divide an object by mistake more often than they join two.
-    last_agreement: float = 0.35
     merge_min_views: float = 1.0  # weighted views that see both
     support_iou: float = 0.5  # a mask shows an object from this IoU on
     dissolve_support: float = 0.2  # objects shown in a smaller share of their views dissolve
@@ -338,7 +339,7 @@ class LiftConfig:
 
 # Masks made from geometry split what lies behind the scene, which nobody named, into pieces that
 # few photos show. What they join now and then are neighbours that touch rather than pieces.
-AUTO_LIFT = LiftConfig(whole_views=3, last_agreement=0.5)
+AUTO_LIFT = LiftConfig(whole_views=3, piece_agreement=(0.5, 0.5))
 
 
 @dataclass(frozen=True)

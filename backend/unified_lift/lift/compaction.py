@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import scipy.sparse
 
@@ -127,7 +125,7 @@ def _trust(
 
 def refine(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
     """Vote once more now that the objects are known, each mask as far as it fits its own; then
-    join what is left of objects in pieces, at less agreement than before.
+    join what is left of objects in pieces.
 
     Returns:
         (N,) int64 ids from 0 without gaps, -1 = none.
@@ -135,8 +133,7 @@ def refine(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> 
     if not incidence.num_masks:
         return object_ids
     object_ids = revote(incidence, object_ids, config.refine_rounds, config, by_trust=True)
-    last = replace(config, merge_agreement=config.last_agreement)
-    return merge(incidence, without_gaps(object_ids), last)
+    return join_pieces(incidence, without_gaps(object_ids), config)
 
 
 # ---- merging
@@ -193,6 +190,32 @@ def agreement(
     in_masks, _ = masses(incidence, object_ids, num_objects)
     profiles = _profiles(incidence, in_masks.T)
     return _agreement(*profiles, *profiles, config)
+
+
+def join_pieces(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
+    """Join objects that masks join as often as they show the lesser one alone, best pairs first.
+
+    Two objects that many views fuse by mistake, others show each as it is.
+
+    Args:
+        incidence: N Gaussians.
+        object_ids: (N,) int from 0 without gaps, -1 = none.
+        config: `piece_agreement`.
+
+    Returns:
+        (N,) int64, likewise.
+    """
+    while (object_ids >= 0).any():
+        num_objects = int(object_ids.max()) + 1
+        joined = agreement(incidence, object_ids, num_objects, config)
+        np.fill_diagonal(joined, -1)
+        alone, _ = support(incidence, object_ids, num_objects, config)
+        lead = joined - np.clip(np.minimum(alone[:, None], alone), *config.piece_agreement)
+        keep, gone = np.unravel_index(lead.argmax(), lead.shape)
+        if lead[keep, gone] < 0:
+            break
+        object_ids = without_gaps(np.where(object_ids == gone, keep, object_ids))
+    return object_ids
 
 
 def _profiles(incidence: Incidence, in_masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
