@@ -209,7 +209,7 @@ class SurfaceMaskConfig:
     # Truncated signed distance field on sparse voxels (Curless and Levoy 1996).
     # h: this many pixels at the depth below. Each voxel size divides the surface a little
     # differently; photos take turns, and the lift keeps what most of them agree on. The first one
-    # makes the planes.
+    # makes the planes and the flat things on them.
     voxel_pixels: tuple[float, ...] = (1.9, 1.6, 2.2)
     voxel_depth_percentile: float = 30.0
     max_voxels: int = 1_000_000  # with points of two views; h is raised until there are no more
@@ -239,7 +239,7 @@ class SurfaceMaskConfig:
     box_edge: int = 10  # pairs of touching voxels at an edge of two planes
 
     # Flat things on planes, in a picture of the plane; its pixels are those of the reference side.
-    flat_max_cells: int = 4_000_000  # of the picture; a larger plane has larger pixels
+    flat_max_cells: int = 1_000_000  # of the picture; a larger plane has larger pixels
     flat_min_samples: int = 3  # pixels of photos that show a cell
     flat_closing: int = 2  # cells; gaps that are closed
     flat_scale: float = 300.0  # felzenszwalb of the picture
@@ -306,8 +306,8 @@ class LiftConfig:
     name_pixels: float = 20.0  # ... and this mass in the mask
     ambiguous_weight: float = 0.5  # of masks that name several objects
     refine_rounds: int = 8  # at most, at the end
-    # At the end objects are pieces of one if masks join them as often as they show the lesser one
-    # alone; less than the first is never enough, more than the second always.
+    # At the end objects are pieces of one if masks join them as often as they show alone the one
+    # that they seldom do; less than the first is never enough, more than the second always.
     piece_agreement: tuple[float, float] = (0.35, 0.45)
 
     # Merging and dissolving.

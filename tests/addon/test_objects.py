@@ -46,15 +46,21 @@ def test_the_active_row_follows_the_selection(segmented):
 
 
 def test_blenders_join_makes_one_object_of_pieces(segmented):
-    from blender_unified_lift.scene import objects
+    from blender_unified_lift.scene import objects, schema
 
-    select("Object 001", "Object 002")
-    counts = [len(bpy.data.objects[name].data.points) for name in THINGS]
+    def in_world(name: str) -> dict:
+        obj = bpy.data.objects[name]
+        splats = vars(schema.read_splats(obj.data))
+        matrix = np.array(obj.matrix_world)
+        return {**splats, "means": splats["means"] @ matrix[:3, :3].T + matrix[:3, 3]}
+
+    before = [in_world(name) for name in reversed(THINGS)]
+    select(*THINGS)  # the last one is the active one, which stays
     assert bpy.ops.object.join() == {"FINISHED"}
-    left = {obj.name: len(obj.data.points) for _, obj in objects.rows(segmented)}
-    assert "Object 001" not in left and left["Object 002"] == sum(counts)
-    cloud = bpy.data.objects["Object 002"].data
-    assert all(len(attribute.data) == sum(counts) for attribute in cloud.attributes)
+    assert "Object 001" not in [obj.name for _, obj in objects.rows(segmented)]
+    for name, values in in_world("Object 002").items():
+        expected = np.concatenate([splats[name] for splats in before])
+        np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_an_import_leaves_the_selection_to_the_user(segmented):

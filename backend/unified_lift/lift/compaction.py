@@ -193,9 +193,9 @@ def agreement(
 
 
 def join_pieces(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
-    """Join objects that masks join as often as they show the lesser one alone, best pairs first.
+    """Join objects that masks join as often as they show one of the two alone, best pairs first.
 
-    Two objects that many views fuse by mistake, others show each as it is.
+    Of two objects that many views fuse by mistake, other views show each as it is.
 
     Args:
         incidence: N Gaussians.

@@ -7,6 +7,8 @@ all photos, and what a single photo shows (noise, a reflection, the edge of a pa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import ndimage
 from skimage.color import rgb2lab
@@ -14,64 +16,106 @@ from skimage.measure import regionprops
 
 from unified_lift.config import SurfaceMaskConfig
 from unified_lift.masks.depth import DepthView, ray_directions
-from unified_lift.masks.fusion import Surface
 from unified_lift.masks.labelling import colour_segments
-from unified_lift.masks.planes import Plane
+from unified_lift.masks.planes import Plane, SurfacePlanes
 from unified_lift.masks.regions import LAB_WEIGHTS
+from unified_lift.protocol import Report
 
 
 def flat_things(
     photos: list[np.ndarray],
     views: list[DepthView],
-    surface: Surface,
-    planes: list[Plane],
-    plane_of_voxel: np.ndarray,
+    pixel_voxels: list[np.ndarray],
+    surface: SurfacePlanes,
     cell: float,
     config: SurfaceMaskConfig,
+    report: Report,
 ) -> list[np.ndarray]:
     """Find the flat things on all planes.
 
     Args:
         photos: V photos (H, W, 3) uint8.
         views: their depth maps.
-        surface: n voxels.
-        planes: P planes.
-        plane_of_voxel: (n,) int32, 1..P, 0 = on no plane.
-        cell: size of a picture's pixel, world units: that of a pixel of the reference size.
+        pixel_voxels: (H, W) int32 of each, the voxel of a pixel, -1 = none.
+        surface: the voxels and their planes.
+        cell: size of a picture's pixel, world units: that of a photo's pixel at the reference size.
         config: the constants `flat_*`.
+        report: asked for each plane and each view whether to stop.
 
     Returns:
         The thing of each pixel, V of (H, W) int32, 0 = none; a thing has one number in all views.
     """
-    found = [np.zeros(view.depth.shape, np.int32) for view in views]
-    reach = config.plane_max_distance * surface.size
-    for number, plane in enumerate(planes, 1):
-        on_plane = plane_of_voxel == number
-        grid = PlaneGrid(plane, surface.positions[on_plane], cell, config.flat_max_cells)
-        shown = [on_plane[voxels] & (voxels >= 0) for voxels in surface.pixel_voxels]
+    planes_shown = [_plane_of_pixels(voxels, surface) for voxels in pixel_voxels]
+    found, first = [], 0
+    for number, plane in enumerate(surface.planes, 1):
+        report.check()
+        positions = surface.positions[surface.plane_of_voxel == number]
+        grid = PlaneGrid.covering(plane, positions, cell, config.flat_max_cells)
+        shown = [planes == number for planes in planes_shown]
         things = find_things(*grid.picture(photos, views, shown, config), config)
-        first = max(labels.max() for labels in found)
-        for labels, view in zip(found, views, strict=True):
-            height = np.abs((view.points() - plane.center) @ plane.normal)
-            pixels = np.nonzero((view.depth > 0) & (height < reach))
-            cells = grid.cells(view, pixels)
-            thing = np.where(cells >= 0, things.ravel()[cells], 0)
-            labels[pixels] = np.where(thing > 0, first + thing, labels[pixels])
-    return found
+        found.append((grid, np.where(things > 0, first + things, 0)))
+        first += things.max()
+    result = []
+    for view, planes in zip(views, planes_shown, strict=True):
+        report.check()
+        result.append(_thing_of_pixels(view, planes, found, surface.reach))
+    return result
 
 
+def _plane_of_pixels(pixel_voxels: np.ndarray, surface: SurfacePlanes) -> np.ndarray:
+    return np.where(pixel_voxels >= 0, surface.plane_of_voxel[pixel_voxels], 0)
+
+
+def _thing_of_pixels(
+    view: DepthView,
+    planes: np.ndarray,
+    found: list[tuple[PlaneGrid, np.ndarray]],
+    reach: float,
+) -> np.ndarray:
+    """The thing (H, W) of each pixel: on the plane that it shows, or on any if it shows none."""
+    result = np.zeros(view.depth.shape, np.int32)
+    points = view.points()
+    for number, (grid, things) in enumerate(found, 1):
+        height = np.abs((points - grid.plane.center) @ grid.plane.normal)
+        near = (view.depth > 0) & (height < reach) & ((planes == 0) | (planes == number))
+        pixels = np.nonzero(near)
+        cells = grid.cells(view, pixels)
+        thing = np.where(cells >= 0, things.ravel()[cells], 0)
+        result[pixels] = np.where(thing > 0, thing, result[pixels])
+    return result
+
+
+@dataclass(frozen=True)
 class PlaneGrid:
-    """Square cells that cover a part of a plane, row by row."""
+    """Square cells that cover a part of a plane, row by row.
 
-    def __init__(self, plane: Plane, positions: np.ndarray, cell: float, max_cells: int) -> None:
+    Attributes:
+        plane: world frame.
+        axes: (2, 3) unit vectors in the plane, along the rows' numbers and the columns'.
+        low: (2,) first corner along these, from the plane's centre, world units.
+        cell: size of a cell, world units.
+        shape: rows, columns.
+    """
+
+    plane: Plane
+    axes: np.ndarray
+    low: np.ndarray
+    cell: float
+    shape: tuple[int, int]
+
+    @classmethod
+    def covering(
+        cls, plane: Plane, positions: np.ndarray, cell: float, max_cells: int
+    ) -> PlaneGrid:
+        """A grid over positions (n, 3) on the plane; cells are larger if there were too many."""
         first = np.cross(plane.normal, np.eye(3)[np.abs(plane.normal).argmin()])
         first /= np.linalg.norm(first)
-        self.plane = plane
-        self.axes = np.stack([first, np.cross(plane.normal, first)])
-        inside = (positions - plane.center) @ self.axes.T
-        self.low, extent = inside.min(0), np.ptp(inside, 0)
-        self.cell = max(cell, float(np.sqrt(extent.prod() / max_cells)))
-        self.shape = tuple(np.ceil(extent / self.cell).astype(int) + 1)
+        axes = np.stack([first, np.cross(plane.normal, first)])
+        inside = (positions - plane.center) @ axes.T
+        low, extent = inside.min(0), np.ptp(inside, 0)
+        cell = max(cell, float(np.sqrt(extent.prod() / max_cells)))
+        rows, columns = np.ceil(extent / cell).astype(int) + 1
+        return cls(plane, axes, low, cell, (int(rows), int(columns)))
 
     def cells(self, view: DepthView, pixels: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """Where the rays of pixels (rows, columns) meet the plane: (n,) int64, -1 = outside."""
@@ -129,7 +173,7 @@ def find_things(picture: np.ndarray, seen: np.ndarray, config: SurfaceMaskConfig
     """Number the compact colour segments of a plane's picture whose colour is not the plane's.
 
     Args:
-        picture: (h, w, 3) uint8, its pixels as large as those of a photo of the reference size.
+        picture: (h, w, 3) uint8.
         seen: (h, w) bool, the part of it that belongs to the plane.
         config: the constants `flat_*`.
 
@@ -141,7 +185,8 @@ def find_things(picture: np.ndarray, seen: np.ndarray, config: SurfaceMaskConfig
     )
     share = np.bincount(segments.ravel(), seen.ravel()) / np.bincount(segments.ravel())
     colors = rgb2lab(picture).astype(np.float32) * LAB_WEIGHTS.astype(np.float32)
-    things, total = np.zeros(segments.shape, np.int32), np.count_nonzero(seen)
+    of_plane, total = colors[seen], np.count_nonzero(seen)
+    things, num = np.zeros(segments.shape, np.int32), 0
     for segment in regionprops(np.where(seen, segments + 1, 0)):
         if share[segment.label - 1] < config.flat_min_inside:
             continue
@@ -150,20 +195,23 @@ def find_things(picture: np.ndarray, seen: np.ndarray, config: SurfaceMaskConfig
         if segment.solidity < config.flat_min_solidity:
             continue
         inside = tuple(segment.coords.T)
-        around = seen & (segments != segment.label - 1)
-        if not repeats(colors[inside], colors[around], config):
-            things[inside] = things.max() + 1
+        if not repeats(colors[inside], of_plane, config):
+            num += 1
+            things[inside] = num
     return things
 
 
-def repeats(inside: np.ndarray, around: np.ndarray, config: SurfaceMaskConfig) -> bool:
+def repeats(inside: np.ndarray, of_plane: np.ndarray, config: SurfaceMaskConfig) -> bool:
     """Whether a segment's colour recurs in its plane: a tile or a printed rose, not a thing.
 
     Args:
         inside: (n, 3) colours of the segment.
-        around: (m, 3) colours of the rest of its plane.
+        of_plane: (m, 3) colours of its whole plane.
         config: `flat_same_color` and `flat_max_repeats`.
     """
-    difference = np.linalg.norm(around - np.median(inside, 0), axis=1)
-    alike = np.count_nonzero(difference < config.flat_same_color)
-    return alike > config.flat_max_repeats * len(inside)
+    color = np.median(inside, 0)
+    own, all_alike = (
+        np.count_nonzero(np.linalg.norm(colors - color, axis=1) < config.flat_same_color)
+        for colors in (inside, of_plane)
+    )
+    return all_alike - own > config.flat_max_repeats * len(inside)

@@ -21,7 +21,7 @@ from unified_lift.gaussians import Gaussians
 from unified_lift.masks import Show
 from unified_lift.masks.depth import DepthView, depth_view
 from unified_lift.masks.flat_things import flat_things
-from unified_lift.masks.fusion import Surface, fuse
+from unified_lift.masks.fusion import Surface, fuse, voxel_size
 from unified_lift.masks.labelling import label_photo
 from unified_lift.masks.planes import Plane, SurfacePlanes, find_surface_planes
 from unified_lift.masks.regions import segment
@@ -64,10 +64,13 @@ def surface_label_maps(
     divide = partial(_divide, photos, views, config=config, report=report)
     sizes = config.voxel_pixels[: len(photos)]
     found: dict[int, np.ndarray] = {}
-    all_planes, flat = [], []
+    all_planes: list[SurfacePlanes] = []
+    flat: list[np.ndarray] = []
     for divided in _in_threads(divide, sizes):
-        pixel_voxels, regions, plane_regions, planes, own_flat = divided
-        flat = flat or own_flat
+        pixel_voxels, regions, plane_regions, planes = divided
+        if not all_planes:
+            cell = voxel_size(views, 1.0, config)
+            flat = flat_things(photos, views, pixel_voxels, planes, cell, config, report)
         turn = range(len(all_planes), len(photos), len(sizes))
         label = partial(label_photo, regions=regions, plane_regions=plane_regions, config=config)
         some = ([images[view] for view in turn] for images in (photos, pixel_voxels, flat))
@@ -86,21 +89,14 @@ def _divide(
     pixels: float,
     config: SurfaceMaskConfig,
     report: Report,
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, SurfacePlanes, list[np.ndarray]]:
-    """The voxel of each pixel, the region of each voxel, the regions that are planes, these, and
-    the flat thing of each pixel: with the first voxel size alone, so that it is one for all views.
-    """
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, SurfacePlanes]:
+    """The voxel of each pixel, the region of each voxel, the regions that are planes, and these."""
     surface = fuse(photos, views, pixels, config, report)
     planes, plane_of_voxel = find_surface_planes(surface, config)
     report.check()
-    flat = []
-    if pixels == config.voxel_pixels[0]:
-        cell = surface.size / pixels
-        flat = flat_things(photos, views, surface, planes, plane_of_voxel, cell, config)
-        report.check()
     regions, plane_regions = segment(surface, planes, plane_of_voxel, config)
     surface_planes = _surface_planes(surface, planes, plane_of_voxel, config)
-    return surface.pixel_voxels, regions, plane_regions, surface_planes, flat
+    return surface.pixel_voxels, regions, plane_regions, surface_planes
 
 
 def find_planes(

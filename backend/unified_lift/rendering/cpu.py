@@ -20,17 +20,12 @@ SH_COEFFICIENTS = (0, 3, 8, 15)  # beyond the constant one, of degree 0 to 3
 
 
 class CpuEngine:
-    """Renders with the native core. Results do not depend on the number of threads.
-
-    It has the processor's threads, so torch is set to one in the whole process: idle threads of
-    torch spin, and a training takes 1.6 times as long beside them (measured on two cores).
-    """
+    """Renders with the native core. Results do not depend on the number of threads."""
 
     name = "cpu"
     device = torch.device("cpu")
 
     def __init__(self, num_threads: int | None = None, config: RenderConfig | None = None) -> None:
-        torch.set_num_threads(1)
         self.core = load_core(num_threads)
         self.config = config or RenderConfig()
 

@@ -87,14 +87,14 @@ def compile_target(name: str) -> Path:
 def compile_targets(names: list[str], force: bool = False) -> None:
     """Build the libraries that are missing or built from other sources, and tell of these.
 
-    Those of other targets are removed where they are of other sources: nothing packs or loads them.
+    Those of other targets are removed where they are of other sources: a wheel would pack them.
     """
     for name in names:
         if force or not is_current(name):
             log.info("Compiling the native core for %s", name)
             log.info("Wrote %s", compile_target(name))
     for name in TARGETS:
-        if not is_current(name):
+        if name not in names and not is_current(name):
             discard(library_path(name))
 
 

@@ -14,6 +14,7 @@ constexpr int BLOCKS_Y = TILE / BLOCK_HEIGHT;
 constexpr int NUM_BLOCKS = TILE * TILE / LANES;
 static_assert(NUM_BLOCKS == 32, "a mask of blocks is a uint32");
 constexpr int CHUNK = 64;    // entries whose masks are found before any of them is blended
+static_assert(CHUNK == 64, "a mask of entries is a uint64");
 constexpr int PREFETCH = 8;  // entries ahead
 constexpr int RGB = 3;       // the number of channels that has a path of its own
 
@@ -154,7 +155,7 @@ struct Chunk {
   uint64_t entries[NUM_BLOCKS];  // of each block: one bit for each entry that touches it
 };
 
-// Read the chunk that begins at an entry, and set masks[entry] of its entries.
+// Read the chunk that begins at an entry, and set masks[entry] of its entries unless masks is null.
 static inline void read_chunk(const Frame& frame, const Tile& tile, int begin, uint32_t* masks,
                               Chunk& chunk) {
   const int32_t* ids = frame.lists.entry_splat.data;
@@ -164,9 +165,10 @@ static inline void read_chunk(const Frame& frame, const Tile& tile, int begin, u
     int entry = begin + i;
     if (entry + PREFETCH < tile.end) __builtin_prefetch(&frame.splats[ids[entry + PREFETCH]]);
     const Splat& s = frame.splats[ids[entry]];
-    rows[i] = masks[entry] = block_mask(s, s.x - (float)tile.x, s.y - (float)tile.y);
+    rows[i] = block_mask(s, s.x - (float)tile.x, s.y - (float)tile.y);
     chunk.footprints[i] = footprint(s, tile);
   }
+  if (masks) memcpy(masks + begin, rows, sizeof(uint32_t) * (size_t)count);
   memset(chunk.entries, 0, sizeof(chunk.entries));
   for (int i = 0; i < count; i += LANES) {
     Bits8 bits;
@@ -179,7 +181,7 @@ static inline void read_chunk(const Frame& frame, const Tile& tile, int begin, u
 
 // Blend all entries of a tile, block by block in each chunk of them. receiver.begin(block) is
 // called for a block with entries, receiver.add(entry, weights) for these, receiver.end(block).
-// masks[entry] is set for all entries up to the last one that was blended.
+// masks[entry] is set for all entries up to the last one that was blended; masks may be null.
 template <class Receiver>
 INLINE void blend_tile(const Frame& frame, const Grid& grid, const Tile& tile, uint32_t* masks,
                        TileState& state, Receiver& receiver) {

@@ -169,6 +169,7 @@ static bool make_tile_lists(const Splat* splats, int n, int width, int height, i
   int64_t total = 0;
   parallel_for(num_threads, num_chunks, 1, [&](int begin, int end) {
     for (int chunk = begin; chunk < end; chunk++) {
+      if (__atomic_load_n(&total, __ATOMIC_RELAXED) > MAX_SLOTS) return;
       int first = chunk * BIN_CHUNK, last = least(n, first + BIN_CHUNK);
       list_tiles(splats, first, last, width, height, &total, lists, chunk_tiles[chunk]);
     }

@@ -38,13 +38,12 @@ static void for_each_weight(const Frame& frame, F f) {
     void end(int) {}
   };
   const Grid grid;
-  Array<uint32_t> masks(frame.lists.entry_splat.size);
   parallel_for(frame.num_threads, frame.lists.num_tiles, 4, [&](int begin, int end) {
     for (int t = begin; t < end; t++) {
       Tile tile = get_tile(frame, t);
       TileState state;
       Receiver receiver = {frame, tile, f, 0};
-      blend_tile(frame, grid, tile, masks.data, state, receiver);
+      blend_tile(frame, grid, tile, nullptr, state, receiver);
     }
   });
 }
