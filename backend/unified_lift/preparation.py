@@ -102,9 +102,11 @@ def read_photos(
             training.append((source, scaled))
             images.append(resize_photo(photo, scaled.width, scaled.height))
     if len(training) < 2:
+        others = len(sources) - len(training)
+        held_back = f" beside {others} held back for tests" if others else ""
         raise JobError(
-            f"{capture.root} has {len(training)} photo to train with. A scene needs at least 2 "
-            "photos from different places, and some dozens to look good."
+            f"{capture.root} has {len(training)} photo to train with{held_back}. A scene needs at "
+            "least 2 photos from different places, and some dozens to look good."
         )
     apart = camera_spread([source for source, _ in training])
     if apart < CaptureConfig.min_spread:

@@ -211,11 +211,24 @@ def join_pieces(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig
         np.fill_diagonal(joined, -1)
         alone, _ = support(incidence, object_ids, num_objects, config)
         lead = joined - np.clip(np.minimum(alone[:, None], alone), *config.piece_agreement)
-        keep, gone = np.unravel_index(lead.argmax(), lead.shape)
-        if lead[keep, gone] < 0:
+        owner = _best_pairs(lead)
+        if np.array_equal(owner, np.arange(num_objects)):
             break
-        object_ids = without_gaps(np.where(object_ids == gone, keep, object_ids))
+        object_ids = without_gaps(np.where(object_ids >= 0, owner[object_ids], -1))
     return object_ids
+
+
+def _best_pairs(lead: np.ndarray) -> np.ndarray:
+    """The object (K,) that each of K joins: pairs from a lead (K, K) of 0 on, each object once."""
+    owner = np.arange(len(lead))
+    rows, columns = np.nonzero(np.triu(lead >= 0, 1))
+    free = np.ones(len(lead), bool)
+    for i in np.argsort(-lead[rows, columns], kind="stable"):
+        keep, gone = rows[i], columns[i]
+        if free[keep] and free[gone]:
+            owner[gone] = keep
+            free[[keep, gone]] = False
+    return owner
 
 
 def _profiles(incidence: Incidence, in_masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -113,7 +113,7 @@ class PlaneGrid:
         axes = np.stack([first, np.cross(plane.normal, first)])
         inside = (positions - plane.center) @ axes.T
         low, extent = inside.min(0), np.ptp(inside, 0)
-        cell = max(cell, float(np.sqrt(extent.prod() / max_cells)))
+        cell = max(cell, float(np.sqrt(extent.prod() / max_cells)), extent.max() / max_cells)
         rows, columns = np.ceil(extent / cell).astype(int) + 1
         return cls(plane, axes, low, cell, (int(rows), int(columns)))
 

@@ -94,8 +94,9 @@ def compile_targets(names: list[str], force: bool = False) -> None:
             log.info("Compiling the native core for %s", name)
             log.info("Wrote %s", compile_target(name))
     for name in TARGETS:
-        if name not in names and not is_current(name):
+        if name not in names and library_path(name).is_file() and not is_current(name):
             discard(library_path(name))
+            log.info("Removed %s, built from other sources", library_path(name))
 
 
 def main() -> int:

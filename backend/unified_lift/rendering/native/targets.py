@@ -71,7 +71,7 @@ def is_whole(library: Path) -> bool:
     Half of one, as an interrupted copy leaves it, may well load, and then crashes the process.
     """
     signed = _checksum_path(library)
-    if not library.exists() or not signed.exists():
+    if not library.is_file() or not signed.is_file():
         return False
     return signed.read_bytes() == _checksum(library).encode()
 
