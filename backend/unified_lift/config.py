@@ -306,13 +306,13 @@ class LiftConfig:
     name_pixels: float = 20.0  # ... and this mass in the mask
     ambiguous_weight: float = 0.5  # of masks that name several objects
     refine_rounds: int = 8  # at most, at the end
-    # At the end objects are pieces of one if masks join them as often as they show alone the one
-    # that they seldom do; less than the first is never enough, more than the second always.
-    piece_agreement: tuple[float, float] = (0.35, 0.45)
 
     # Merging and dissolving.
     merge_agreement: float = 0.5
     merge_min_views: float = 1.0  # weighted views that see both
+    # At the end objects are pieces of one if masks join them as often as they show alone the one
+    # that they seldom do; less than the first is never enough, more than the second always.
+    piece_agreement: tuple[float, float] = (0.35, 0.45)
     support_iou: float = 0.5  # a mask shows an object from this IoU on
     dissolve_support: float = 0.2  # objects shown in a smaller share of their views dissolve
     dissolve_step: float = 0.1
