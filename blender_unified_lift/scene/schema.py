@@ -24,6 +24,7 @@ from unified_lift.ply import Splats
 POSITION, SCALE, ROTATION = "position", "scale", "rotation"
 BASE, CONFIDENCE, RADIUS = "radiance:base", "confidence", "radius"
 SH_PREFIX = "radiance:sh_"
+SELECTION = ".selection"  # Blender's, in Edit Mode; without it all points are selected
 OBJECT_ID = "object_id"  # custom property of the object, not of its points
 
 _NATIVE_TYPE = "GAUSSIAN_SPLAT"
@@ -110,6 +111,14 @@ def read_values(cloud: bpy.types.PointCloud, name: str) -> np.ndarray:
     values = np.empty((len(attribute.data), width), np.float32)
     attribute.data.foreach_get(_VALUE_NAMES.get(attribute.data_type, "value"), values.reshape(-1))
     return values
+
+
+def read_selection(cloud: bpy.types.PointCloud) -> np.ndarray:
+    """(N,) bool, the points that are selected in Edit Mode."""
+    selection = np.ones(len(cloud.points), bool)
+    if SELECTION in cloud.attributes:
+        cloud.attributes[SELECTION].data.foreach_get("value", selection)
+    return selection
 
 
 def write_values(cloud: bpy.types.PointCloud, name: str, kind: str, values: np.ndarray) -> None:

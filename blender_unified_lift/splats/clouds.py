@@ -21,6 +21,7 @@ class SplatInstance(NamedTuple):
         matrix: (4, 4) float64, object to world.
         owner: what a click on it selects: the object itself, or the one that instances it.
         color: the object's colour, RGB in display space.
+        edited: it is in Edit Mode, where its points can be selected.
     """
 
     key: int
@@ -28,6 +29,7 @@ class SplatInstance(NamedTuple):
     matrix: np.ndarray
     owner: bpy.types.Object
     color: tuple[float, float, float]
+    edited: bool
 
 
 class Cloud(NamedTuple):
@@ -36,7 +38,8 @@ class Cloud(NamedTuple):
     Attributes:
         stamp: checksum of what the values were made of.
         means: (N, 3) float32.
-        geometry: (N, 4, 4) float32: mean and opacity; covariance xx xy xz yy; yz zz 0 0; raw f_dc.
+        geometry: (N, 4, 4) float32: mean and opacity; covariance xx xy xz yy; yz zz, 1 if
+            selected in Edit Mode, 0; raw f_dc.
         harmonics: (N, K, 3) float32.
         spreads: (N,) float32, square root of the covariance's trace: no axis is longer.
     """
@@ -71,7 +74,8 @@ def shown_splats(
             continue
         matrix = np.array(instance.matrix_world, np.float64)
         color = tuple(linear_to_srgb(np.array(obj.color[:3])))
-        found.append(SplatInstance(obj.original.session_uid, obj.data, matrix, owner, color))
+        key, edited = obj.original.session_uid, obj.original.mode == "EDIT"
+        found.append(SplatInstance(key, obj.data, matrix, owner, color, edited))
     return found
 
 
@@ -81,16 +85,19 @@ def any_splats() -> bool:
     return any(schema.BASE in cloud.attributes and not schema.is_native(cloud) for cloud in clouds)
 
 
-def content_stamp(cloud: bpy.types.PointCloud) -> int:
+def content_stamp(instance: SplatInstance) -> int:
     """A checksum that tells whether splats have changed: undo reports all of them as updated."""
     stamp = 0
     for name in (schema.POSITION, schema.SCALE, schema.ROTATION, schema.BASE):
-        stamp = zlib.crc32(schema.read_values(cloud, name), stamp)
+        stamp = zlib.crc32(schema.read_values(instance.cloud, name), stamp)
+    if instance.edited:
+        stamp = zlib.crc32(schema.read_selection(instance.cloud), stamp)
     return stamp
 
 
-def read_cloud(cloud: bpy.types.PointCloud) -> Cloud:
+def read_cloud(instance: SplatInstance) -> Cloud:
     """Read the values of a point cloud."""
+    cloud = instance.cloud
     means = schema.read_values(cloud, schema.POSITION)
     base = schema.read_values(cloud, schema.BASE)
     covariances = _covariances(
@@ -101,12 +108,14 @@ def read_cloud(cloud: bpy.types.PointCloud) -> Cloud:
     geometry[:, 0, 3] = base[:, 3]
     geometry[:, 1] = covariances[:, [0, 0, 0, 1], [0, 1, 2, 1]]
     geometry[:, 2, :2] = covariances[:, [1, 2], [2, 2]]
+    if instance.edited:
+        geometry[:, 2, 2] = schema.read_selection(cloud)
     geometry[:, 3, :3] = base[:, :3]
     harmonics = np.empty((len(means), schema.num_sh(cloud), 3), np.float32)
     for k in range(harmonics.shape[1]):
         harmonics[:, k] = schema.read_values(cloud, f"{schema.SH_PREFIX}{k}")
     spreads = np.sqrt(np.trace(covariances, axis1=1, axis2=2))
-    return Cloud(content_stamp(cloud), means, geometry, harmonics, spreads)
+    return Cloud(content_stamp(instance), means, geometry, harmonics, spreads)
 
 
 def living_keys() -> set[int]:

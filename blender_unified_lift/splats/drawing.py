@@ -136,6 +136,7 @@ class Renderer:
         marks: Sequence[tuple[float, float]] | None = None,
         tint: float = 0.0,
         exact_order: bool = False,
+        selection: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0),
     ) -> None:
         """Draw splats into `target`, over nothing.
 
@@ -146,6 +147,7 @@ class Renderer:
             marks: selected and active of each instance, 0 or 1.
             tint: 0 for the splats' colours, 1 for those of the objects.
             exact_order: sort by the exact depth, which takes longer.
+            selection: display RGB of what is selected in Edit Mode, and how much of it is seen.
 
         Raises:
             JobError: more splats than textures can hold.
@@ -158,17 +160,17 @@ class Renderer:
         with target.framebuffer.bind():
             target.framebuffer.clear(color=(0.0, 0.0, 0.0, 0.0))
             if len(order):
-                self._draw_sorted(order, slots, viewpoint)
+                self._draw_sorted(order, slots, viewpoint, selection)
 
     def read(self, instances: Sequence[SplatInstance]) -> None:
         """Bring `clouds` up to what these instances show now."""
         for instance in instances:
             known = self.clouds.get(instance.key)
             if known is not None and instance.key in self._stale:
-                known = known if known.stamp == content_stamp(instance.cloud) else None
+                known = known if known.stamp == content_stamp(instance) else None
             self._stale.discard(instance.key)
             if known is None:
-                self.clouds[instance.key] = read_cloud(instance.cloud)
+                self.clouds[instance.key] = read_cloud(instance)
                 self._starts.pop(instance.key, None)
 
     def _upload(self) -> None:
@@ -226,7 +228,13 @@ class Renderer:
             slot[5, :2] = mark
         return slots
 
-    def _draw_sorted(self, order: np.ndarray, slots: np.ndarray, viewpoint: Viewpoint) -> None:
+    def _draw_sorted(
+        self,
+        order: np.ndarray,
+        slots: np.ndarray,
+        viewpoint: Viewpoint,
+        selection: tuple[float, float, float, float],
+    ) -> None:
         shader = _splat_shader()
         quad = batch_for_shader(shader, "TRI_STRIP", {"corner": CORNERS})
         textures = self._textures | {
@@ -240,6 +248,7 @@ class Renderer:
         shader.uniform_float("center", viewpoint.center)
         shader.uniform_float("size", viewpoint.size)
         shader.uniform_float("limits", viewpoint.limits)
+        shader.uniform_float("selection", selection)
         shader.uniform_int("num_sh", self._num_sh)
         quad.draw_instanced(shader, instance_count=len(order))
         set_state("NONE", depth_test="NONE")
@@ -275,6 +284,7 @@ def _splat_shader() -> gpu.types.GPUShader:
         info.sampler(i, "FLOAT_2D", name)
     for kind, name in (
         ("VEC4", "limits"),
+        ("VEC4", "selection"),
         ("VEC2", "focal"),
         ("VEC2", "center"),
         ("VEC2", "size"),

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 VIEWPORT_GAMMA = 2.2  # viewports encode what handlers draw with x ^ (1 / 2.2) (5.2, measured)
 SRGB_CURVE = 0.0  # instead of a gamma: what engines draw is scene-linear
 OUTLINE_OPACITY = 0.9
+SELECTION_OPACITY = 0.7  # of the theme's colour on splats that are selected in Edit Mode
 
 
 def _redraw_views(settings, context) -> None:
@@ -92,7 +93,9 @@ def draw_frame(context: Context, depsgraph: Depsgraph) -> drawing.Target | None:
         return known.target
     target = known.target if known and known.target.size == size else drawing.Target(size)
     viewpoint = make_viewpoint(view.view_matrix, view.window_matrix, size)
-    renderer().draw(instances, viewpoint, target, marks, tint)
+    theme = context.preferences.themes[0].view_3d
+    selection = (*theme.vertex_select, SELECTION_OPACITY)
+    renderer().draw(instances, viewpoint, target, marks, tint, selection=selection)
     _forget_closed_regions(context)
     _frames[region.as_pointer()] = Frame(key, target)
     return target

@@ -282,6 +282,9 @@ class UNIFIEDLIFT_PT_objects(_Tab, Panel):
 
 
 def _draw_object_buttons(layout: UILayout, context: Context) -> None:
+    if context.mode == "EDIT_POINTCLOUD":  # what is selected now are splats
+        layout.operator("pointcloud.separate", text="Separate Selected Splats", icon="UV_ISLANDSEL")
+        return
     grid = layout.grid_flow(columns=2, even_columns=True, row_major=True, align=True)
     if objects.is_isolated(context.scene):
         grid.operator("unified_lift.leave_isolation", icon="LOOP_BACK")

@@ -200,6 +200,32 @@ def test_object_colours_replace_those_of_the_splats(add_splats, make_splats):
     assert colors[..., 0].max() > 0.2 and not colors[..., 1:3].any()
 
 
+def test_splats_that_are_selected_in_edit_mode_are_seen(add_splats, make_splats):
+    splats, viewmat, renderer = make_splats(200, 0), _look_at_origin(), drawing.Renderer()
+    obj = add_splats(splats)
+    red = {"renderer": renderer, "selection": (1.0, 0.0, 0.0, 1.0)}
+    plain = _draw(viewmat, **red)[0]
+    assert _psnr(plain[..., :3], ewa.render(splats, np.eye(4), viewmat, K, SIZE)[0]) > 60
+    bpy.context.view_layer.objects.active = obj
+    bpy.ops.object.mode_set(mode="EDIT")
+    bpy.ops.pointcloud.select_all(action="DESELECT")
+    left = splats.means[:, 0] < 0
+    obj.data.attributes[schema.SELECTION].data.foreach_set("value", left)
+    obj.data.update_tag()
+    renderer.mark_changed({obj.session_uid})
+    colors = _draw(viewmat, **red)[0]
+    base = schema.read_values(obj.data, schema.BASE)[:, :3] * 0.2820948 + 0.5
+    shade = 0.35 + 0.65 * base.clip(0) @ (0.2126, 0.7152, 0.0722)
+    painted = np.where(left[:, None], shade[:, None] * (1, 0, 0), base)
+    expected = replace(splats, sh0=np.float32((painted - 0.5) / 0.2820948)[:, None])
+    assert _psnr(colors[..., :3], ewa.render(expected, np.eye(4), viewmat, K, SIZE)[0]) > 60
+    renderer.mark_changed({obj.session_uid})
+    assert np.array_equal(_draw(viewmat, renderer=renderer)[0], plain), "a render shows none"
+    bpy.ops.object.mode_set(mode="OBJECT")
+    renderer.mark_changed({obj.session_uid})
+    assert np.array_equal(_draw(viewmat, **red)[0], plain)
+
+
 def test_quick_order_is_close_to_the_exact_one():
     depths = np.float32(np.random.default_rng(0).uniform(0.5, 50, 100_000))
     exact = depths[viewpoint.front_to_back(depths, True, exact=True)]

@@ -63,6 +63,33 @@ def test_blenders_join_makes_one_object_of_pieces(segmented):
         np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+def test_blenders_separate_makes_an_object_of_selected_splats(segmented):
+    from blender_unified_lift.scene import objects, schema
+
+    obj = bpy.data.objects["Object 002"]
+    before = vars(schema.read_splats(obj.data))
+    taken = before["means"][:, 0] > np.median(before["means"][:, 0])
+    select(obj.name)
+    bpy.ops.object.mode_set(mode="EDIT")
+    bpy.ops.pointcloud.select_all(action="DESELECT")
+    obj.data.attributes[schema.SELECTION].data.foreach_set("value", taken)
+    assert bpy.ops.pointcloud.separate() == {"FINISHED"}
+    bpy.ops.object.mode_set(mode="OBJECT")
+    new = bpy.data.objects["Object 002.001"]
+    assert new in [part for _, part in objects.rows(segmented)]
+    for part, kept in ((obj, ~taken), (new, taken)):
+        for name, values in vars(schema.read_splats(part.data)).items():
+            np.testing.assert_array_equal(values, before[name][kept], err_msg=name)
+    select(obj.name, new.name)
+    bpy.ops.unified_lift.delete()
+    assert "Object 002" not in bpy.data.collections
+    assert sorted(cloud.name for cloud in bpy.data.pointclouds) == [
+        "Object 001",
+        "Surface 001",
+        "Unassigned",
+    ]
+
+
 def test_an_import_leaves_the_selection_to_the_user(segmented):
     assert selected() == []
 

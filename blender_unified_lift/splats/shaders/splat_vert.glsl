@@ -43,7 +43,7 @@ void main()
   int slot = int(entry.y) * SLOT_TEXELS;
   vec4 mean = TEXEL(geometry, splat * 4);  // and opacity
   vec4 cov_a = TEXEL(geometry, splat * 4 + 1);  // xx xy xz yy
-  vec4 cov_b = TEXEL(geometry, splat * 4 + 2);  // yz zz - -
+  vec4 cov_b = TEXEL(geometry, splat * 4 + 2);  // yz zz selected -
   vec4 base = TEXEL(geometry, splat * 4 + 3);
   vec4 row_x = TEXEL(slots, slot), row_y = TEXEL(slots, slot + 1), row_z = TEXEL(slots, slot + 2);
   vec4 eye = TEXEL(slots, slot + 3);
@@ -72,7 +72,8 @@ void main()
   vec3 direction = normalize(perspective ? mean.xyz - eye.xyz : eye.xyz);
   vec3 color = max(0.5 + 0.28209479177387814 * base.rgb + view_dependent(splat, direction), 0.0);
   float shade = 0.35 + 0.65 * dot(color, vec3(0.2126, 0.7152, 0.0722));
-  splat_color = vec4(mix(color, tint.rgb * shade, tint.a), mean.w);
+  color = mix(color, tint.rgb * shade, tint.a);
+  splat_color = vec4(mix(color, selection.rgb * shade, selection.a * cov_b.z), mean.w);
   splat_conic = vec3(c, -b, a) / det;
   splat_marks = vec3(p.z, marks.xy);
 
