@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shlex
-import shutil
 import sys
 import time
 import traceback
@@ -27,7 +26,6 @@ from unified_lift.config import (
     Settings,
 )
 from unified_lift.protocol import (
-    CHECKPOINT_DIR,
     EXIT_CANCELLED,
     EXIT_DONE,
     EXIT_FAILED,
@@ -93,8 +91,6 @@ def _work(job_dir: Path, request: JobRequest, report: JobReport) -> int:
     except Exception as error:
         traceback.print_exc()
         message = f"Unexpected error ({type(error).__name__}: {error}). The log has the details."
-    # What failed may be mended outside of the job: the next run trusts nothing of this one.
-    shutil.rmtree(Path(job_dir) / CHECKPOINT_DIR, ignore_errors=True)
     report.emit("failed", message=message)
     return EXIT_FAILED
 

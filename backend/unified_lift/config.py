@@ -144,7 +144,6 @@ class PipelineConfig:
     # measured on messy8 and messy25 at draft and standard, each stage within 15 %.
     point_seconds: float = 9e-6  # each pixel of a photo whose features are looked for
     surface_seconds: float = 8e-6  # each pixel of a view that lifts
-    folder_seconds: float = 5.5e-6  # likewise: floor and walls are looked for in the same surface
     sam_seconds: float = 60.0  # each photo, ViT-B without a GPU
     vote_seconds: float = 5.5e-7  # each pixel of a view that lifts
     feature_seconds: float = 5.0  # the steps, whatever the photos
@@ -313,6 +312,11 @@ class LiftConfig:
     # At the end objects are pieces of one if masks join them as often as they show alone the one
     # that they seldom do; less than the first is never enough, more than the second always.
     piece_agreement: tuple[float, float] = (0.35, 0.45)
+    # At the very end objects are divided where geometry shows several, if masks join these less
+    # often than the first and show each alone more often than the second. Parts have this share.
+    cut_agreement: float = 0.5
+    cut_support: float = 0.25
+    cut_share: float = 0.1
     support_iou: float = 0.5  # a mask shows an object from this IoU on
     dissolve_support: float = 0.2  # objects shown in a smaller share of their views dissolve
     dissolve_step: float = 0.1

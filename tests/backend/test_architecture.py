@@ -18,9 +18,9 @@ FLOORS = [
     {"benchmark"},
     {"pipeline", "views"},
     {"previews"},
-    {"preparation"},
+    {"preparation", "checkpoint"},
     {"masks", "lift", "geometry"},
-    {"gaussians", "exposures"},
+    {"gaussians", "exposures", "digests"},
     {"metrics", "rendering", "capture"},
     CONTRACT,
 ]

@@ -237,8 +237,8 @@ def test_another_budget_runs_again(copy):
     [
         ("cells/little8-paper-votes-0.json", "Running this cell again."),
         ("cells/little8-paper-votes-0.npz", "Running this cell again."),
-        ("suites/little8-draft/geometry.ply", "Training these splats again."),
-        ("suites/little8-draft/source.json", "Training these splats again."),
+        ("suites/little8-draft/geometry.ply", "Training again."),
+        ("suites/little8-draft/source.json", "Training again."),
         ("little8-paper_ids.png", ""),
     ],
 )

@@ -13,7 +13,7 @@ from unified_lift.benchmark import engines
 from unified_lift.benchmark.engine_report import useful_work
 from unified_lift.benchmark.engines import Plan, Scene, count_pairs, load_scene, peak_megabytes
 from unified_lift.benchmark.peers import PEERS, load_peer
-from unified_lift.benchmark.suites import GEOMETRY_FILE
+from unified_lift.checkpoint import GEOMETRY_FILE
 from unified_lift.config import GeometryConfig
 from unified_lift.gaussians import to_splats
 from unified_lift.ply import write_ply

@@ -24,7 +24,6 @@ from unified_lift.lift.compaction import (
     compact,
     dissolve,
     merge,
-    refine,
     revote,
     support,
 )
@@ -32,6 +31,7 @@ from unified_lift.lift.features import count_codes, nearest_codes, train_feature
 from unified_lift.lift.incidence import Incidence, count_votes, mask_incidence
 from unified_lift.lift.labels import label_map
 from unified_lift.lift.objects import confidence, describe, fill_unseen, object_trust
+from unified_lift.lift.refinement import refine
 from unified_lift.lift.votes import MaskGraph, link_masks, mask_graph, split_by_votes
 from unified_lift.metrics import score
 from unified_lift.preparation import to_camera
@@ -225,6 +225,25 @@ def test_neighbours_that_most_views_show_alone_stay_two():
     often = scene(*[WHOLE] * 6, *[HALVED] * 7)  # 46 %: no mistake, however often they are shown
     assert same_partition(merge(often, thirds, CONFIG), thirds.tolist())
     assert same_partition(refine(often, thirds, CONFIG), [0] * 6 + [1] * 6)
+
+
+def test_geometry_divides_what_half_of_the_masks_fuse():
+    fused, halves = np.zeros(12, int), np.repeat([0, 1], 6)
+    undecided = scene(*[WHOLE] * 5, *[JOINED] * 4)
+    assert same_partition(refine(undecided, fused, CONFIG), fused.tolist())
+    assert same_partition(refine(undecided, fused, CONFIG, halves), halves.tolist())
+    half_known = np.where(halves, 3, -1)  # the other thing has no shape of its own
+    assert same_partition(refine(undecided, fused, CONFIG, half_known), halves.tolist())
+    certain = scene(*[WHOLE] * 4, *[JOINED] * 5)
+    assert same_partition(refine(certain, fused, CONFIG, halves), fused.tolist())
+
+
+def test_geometry_divides_nothing_that_masks_do_not():
+    halves, pairs = np.repeat([0, 1], 6), np.repeat(np.arange(6), 2)
+    views = scene(*[WHOLE] * 5, *[JOINED] * 4)
+    assert same_partition(refine(views, halves, CONFIG, pairs), halves.tolist())
+    no_shape = np.full(12, -1)
+    assert same_partition(refine(views, halves, CONFIG, no_shape), halves.tolist())
 
 
 def test_there_is_nothing_to_refine_without_objects():

@@ -16,7 +16,7 @@ from unified_lift.masks.linkage import Contacts, average_linkage
 from unified_lift.masks.planes import SurfacePlanes, find_surface_planes
 from unified_lift.masks.regions import grow_alike, segment
 from unified_lift.masks.solids import find_exits, opposite_sides
-from unified_lift.masks.surfaces import find_planes, surface_label_maps
+from unified_lift.masks.surfaces import surface_label_maps
 from unified_lift.masks.voxels import cell_keys, dilate, neighbour_pairs
 from unified_lift.protocol import Cancelled, JobError, SilentReport
 from unified_lift.rendering import Camera, load_engine
@@ -28,14 +28,6 @@ CONFIG = SurfaceMaskConfig(reference_side=WIDTH, flat_min_area=30, voxel_pixels=
 (PIXELS,) = CONFIG.voxel_pixels
 BOX, TABLE = 0.4, 1.5  # half width of the box, as high as wide; radius of the table
 NOTHING, ON_TABLE, ON_BOX = 0, 1, 2
-
-
-class Warnings(SilentReport):
-    def __init__(self):
-        self.texts = []
-
-    def warning(self, text):
-        self.texts.append(text)
 
 
 class CancelAt(SilentReport):
@@ -589,12 +581,6 @@ def test_equal_input_gives_equal_labels(scene, trained, weights):
     assert all(np.array_equal(a, b) for a, b in zip(first, second))
 
 
-def test_masks_from_elsewhere_get_the_same_planes(scene, trained, weights):
-    args = (scene[0], trained[1], trained[0], weights, CONFIG, SilentReport())
-    (plane, *_), (same, *_) = find_planes(*args).planes, surface_label_maps(*args)[1].planes
-    assert np.array_equal(plane.normal, same.normal)
-
-
 @pytest.mark.parametrize("steps", [3, 15])
 def test_a_cancel_stops_within_a_view(scene, trained, weights, steps):
     with pytest.raises(Cancelled):
@@ -606,10 +592,6 @@ def test_a_scene_without_surfaces_is_refused(scene, trained):
     args = (scene[0], trained[1], gaussians, blend_weights(gaussians, trained[1]), CONFIG)
     with pytest.raises(JobError, match="nowhere opaque in any of its 12 photos"):
         surface_label_maps(*args, SilentReport())
-    report = Warnings()
-    planes = find_planes(*args, report)
-    assert len(report.texts) == 1
-    assert not planes.plane_of_gaussian(np.zeros((3, 3), np.float32)).any()
 
 
 def test_views_without_overlap_are_refused(scene, trained, weights):

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unified_lift.benchmark.digests import digest_photos
 from unified_lift.benchmark.machine import held_megabytes
 from unified_lift.benchmark.peers import PEERS, PeerEngine, load_peer
 from unified_lift.benchmark.suites import trained_splats
 from unified_lift.capture import read_capture
 from unified_lift.config import PRESETS, GeometryConfig, PipelineConfig, RenderConfig
+from unified_lift.digests import digest_photos
 from unified_lift.gaussians import GEOMETRY, Gaussians, from_splats
 from unified_lift.geometry import Trainer
 from unified_lift.ply import read_ply

@@ -23,11 +23,13 @@ class Frozen:
         weights: blend weights of each view.
         label_maps: (H, W) int each, 0 = unlabelled, ids local to the view; None = no masks.
         lift: thresholds for this kind of masks.
+        shapes: (N,) int from 0, -1 = none, what geometry alone shows; None where it made the masks.
     """
 
     weights: list[BlendWeights]
     label_maps: list[np.ndarray | None]
     lift: LiftConfig
+    shapes: np.ndarray | None = None
 
     @property
     def num_gaussians(self) -> int:

@@ -17,10 +17,11 @@ from unified_lift.benchmark.frozen import Frozen, Outcome, vote_labels
 from unified_lift.config import Budget, FeatureConfig, PublishedConfig
 from unified_lift.lift import published as lift_published
 from unified_lift.lift.choice import take_better
-from unified_lift.lift.compaction import compact, refine
+from unified_lift.lift.compaction import compact
 from unified_lift.lift.default import FEATURES, learn_objects
 from unified_lift.lift.features import count_codes, nearest_codes, train_features
 from unified_lift.lift.published import train_published
+from unified_lift.lift.refinement import refine
 from unified_lift.protocol import Report
 
 Method = Callable[[Frozen, Budget, int, Report], Outcome]
@@ -40,7 +41,7 @@ def oracle(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome
 
 def votes(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
     """Ours without training: mask graph, votes, compaction."""
-    return Outcome(refine(frozen.incidence, frozen.by_votes, frozen.lift))
+    return Outcome(refine(frozen.incidence, frozen.by_votes, frozen.lift, frozen.shapes))
 
 
 # ---- ours, whole and in parts
@@ -51,13 +52,13 @@ def default(
 ) -> Outcome:
     """Ours: features, codebooks with codes to spare, compaction, the best of these and votes."""
     scene = (frozen.weights, frozen.label_maps, frozen.incidence)
-    split = (frozen.tracks, frozen.by_votes, frozen.lift)
+    split = (frozen.tracks, frozen.by_votes, frozen.shapes, frozen.lift)
     return _learned(*learn_objects(*scene, *split, seed, report, learning=learning))
 
 
 def changed(frozen: Frozen, budget: Budget, seed: int, report: Report, **lift: object) -> Outcome:
     """Ours with other thresholds; `lift` are fields of `LiftConfig`."""
-    other = Frozen(frozen.weights, frozen.label_maps, replace(frozen.lift, **lift))
+    other = replace(frozen, lift=replace(frozen.lift, **lift))
     return default(other, budget, seed, report)
 
 
@@ -201,6 +202,9 @@ STEPS = {
     ),
     "no-pieces": Row(
         partial(changed, piece_agreement=(2.0, 2.0)), "ours, no joining of pieces at the end"
+    ),
+    "no-cut": Row(
+        partial(changed, cut_agreement=0.0), "ours, geometry divides nothing that masks fuse"
     ),
     "no-dissolve": Row(partial(changed, dissolve_support=0.0), "ours without dissolving"),
     "no-refine": Row(

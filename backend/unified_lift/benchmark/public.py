@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from unified_lift import __version__
-from unified_lift.benchmark.digests import digest_folder
 from unified_lift.benchmark.layouts import MARKS, READERS, PublicScene
 from unified_lift.benchmark.protocols import (
     Panoptic,
@@ -24,6 +23,7 @@ from unified_lift.benchmark.protocols import (
 )
 from unified_lift.capture import Capture, View
 from unified_lift.capture.images import UNREADABLE, resize_labels
+from unified_lift.digests import digest_folder
 from unified_lift.metrics import count, read_labels, score, total
 from unified_lift.protocol import JobError, read_json, write_json
 

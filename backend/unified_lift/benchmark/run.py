@@ -13,14 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_lift.benchmark.digests import digest_code, digest_words
 from unified_lift.benchmark.frozen import Frozen, Outcome
 from unified_lift.benchmark.machine import MEMORY_FILE, held_megabytes
 from unified_lift.benchmark.methods import ALL_METHODS, ORACLE
 from unified_lift.benchmark.pictures import draw_level, has_pictures
 from unified_lift.benchmark.scores import score_split
 from unified_lift.benchmark.suites import (
-    SPLATS_CODE,
     TRUE_MASKS,
     Inputs,
     Suite,
@@ -29,7 +27,9 @@ from unified_lift.benchmark.suites import (
     suite_masks,
     suite_name,
 )
+from unified_lift.checkpoint import SPLATS_CODE
 from unified_lift.config import AUTO_LIFT, MASKS_AUTO, Budget, LiftConfig
+from unified_lift.digests import digest_code, digest_words
 from unified_lift.protocol import JobError, JobLock, Report, read_json, write_json
 from unified_lift.rendering import Engine
 
@@ -216,7 +216,8 @@ def _run_task(
     cell = task.cell
     lift = AUTO_LIFT if cell.masks == MASKS_AUTO else LiftConfig()
     # A new one for each cell: what one method derives, another shall not get for nothing.
-    frozen = Frozen(suite.weights, label_maps, lift)
+    shapes = None if cell.masks in (MASKS_AUTO, TRUE_MASKS) else suite.shapes
+    frozen = Frozen(suite.weights, label_maps, lift, shapes)
     report.stage("method", f"{cell.name} ({task.place})")
     recorder = Recorder(report)
     with Meter() as meter:

@@ -13,24 +13,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unified_lift.benchmark.digests import digest_code, digest_folder, digest_photos
-from unified_lift.benchmark.frozen import vote_labels
+from unified_lift.benchmark.frozen import Frozen, vote_labels
 from unified_lift.capture import Capture, View, read_capture
 from unified_lift.capture.images import load_photo, resize_labels, resized_view
+from unified_lift.checkpoint import keep_splats, kept_splats, splats_source
 from unified_lift.config import (
+    AUTO_LIFT,
     MASKS_AUTO,
     PRESETS,
     GeometryConfig,
     PipelineConfig,
     SurfaceMaskConfig,
-    TriangulationConfig,
 )
-from unified_lift.gaussians import GEOMETRY, Gaussians, from_splats, to_splats
+from unified_lift.digests import digest_folder, digest_photos
+from unified_lift.gaussians import GEOMETRY, Gaussians
 from unified_lift.geometry import train
 from unified_lift.masks.folder import folder_label_maps
 from unified_lift.masks.surfaces import surface_label_maps
 from unified_lift.metrics import psnr, read_meta, read_truth, ssim
-from unified_lift.ply import read_ply, write_ply
 from unified_lift.preparation import (
     Photos,
     lift_size,
@@ -39,22 +39,11 @@ from unified_lift.preparation import (
     to_camera,
     with_points,
 )
-from unified_lift.protocol import JobError, Report, SilentReport, read_json, write_json
+from unified_lift.protocol import JobError, Report, SilentReport
 from unified_lift.rendering import Engine, Render
 from unified_lift.rendering.weights import BlendWeights
 
 CONFIG = PipelineConfig()
-GEOMETRY_FILE = "geometry.ply"
-SOURCE_FILE = "source.json"  # what the splats were trained on
-# How splats are made.
-SPLATS_CODE = (
-    "geometry.py",
-    "gaussians.py",
-    "exposures.py",
-    "preparation.py",
-    "capture",
-    "rendering",
-)
 SEED = 0  # of the splats, which all cells share
 GT_DIR = "gt"
 SURFACE_FILE = "surface.npz"  # in gt, if at all
@@ -138,6 +127,20 @@ class Suite:
     def true_ids(self) -> np.ndarray:
         """(N,) the true id that shows most of each Gaussian in the training views, 0 = none."""
         return vote_labels(self.weights, suite_masks(self, TRUE_MASKS, SilentReport()))
+
+    @cached_property
+    def surface_masks(self) -> list[np.ndarray]:
+        """Label maps of the training photos from photos and splats alone."""
+        scene = (self.photos.images, self.photos.cameras, self.gaussians, self.weights)
+        return surface_label_maps(*scene, SurfaceMaskConfig(), SilentReport())[0]
+
+    @cached_property
+    def shapes(self) -> np.ndarray | None:
+        """(N,) int from 0, -1 = none, what geometry alone shows; None without a surface."""
+        try:
+            return Frozen(self.weights, self.surface_masks, AUTO_LIFT).by_votes
+        except JobError:
+            return None  # as a job warns
 
     def blend_weights(self, view: View) -> BlendWeights:
         """Blend weights of any view."""
@@ -268,37 +271,15 @@ def trained_splats(
     report: Report,
 ) -> Gaussians:
     """Train a capture's splats, or take those of an earlier run; arguments as `load_suite`."""
-    source = {
-        "code": digest_code(*SPLATS_CODE),
-        "engine": engine.name,
-        "photos": digest,
-        "preset": repr(config),
-        "points": repr(TriangulationConfig()),
-    }
-    gaussians = _known_splats(cache_dir, source, report)
+    source = splats_source(digest, config, engine, SEED)
+    gaussians = kept_splats(cache_dir, source, report)
     if gaussians is None:
         report.stage("geometry", f"{capture.root.name}: training splats")
         capture = with_points(capture, photos, config.min_points, report)
         points = (capture.points, capture.point_colors)
-        trained = train(photos.images, photos.cameras, *points, config, engine, SEED, report)
-        write_ply(cache_dir / GEOMETRY_FILE, to_splats(trained))
-        write_json(cache_dir / SOURCE_FILE, source)
-        gaussians = from_splats(read_ply(cache_dir / GEOMETRY_FILE))
+        gaussians = train(photos.images, photos.cameras, *points, config, engine, SEED, report)
+        keep_splats(cache_dir, source, gaussians)
     return gaussians
-
-
-def _known_splats(cache_dir: Path, source: dict, report: Report) -> Gaussians | None:
-    """Those of an earlier run, if they are whole and of the same source."""
-    path = cache_dir / SOURCE_FILE
-    if not path.exists():
-        return None
-    try:
-        if read_json(path) != source:
-            return None
-        return from_splats(read_ply(cache_dir / GEOMETRY_FILE))
-    except JobError as error:
-        report.warning(f"{error} Training these splats again.")
-        return None
 
 
 def _read_truths(capture_dir: Path, capture: Capture) -> list[np.ndarray]:
@@ -331,8 +312,7 @@ def suite_masks(suite: Suite, level: str, report: Report) -> list[np.ndarray | N
     """
     report.stage("masks", f"{suite.name}: {level} masks")
     if level == MASKS_AUTO:
-        scene = (suite.photos.images, suite.photos.cameras, suite.gaussians, suite.weights)
-        return surface_label_maps(*scene, SurfaceMaskConfig(), report)[0]
+        return suite.surface_masks
     if level == TRUE_MASKS:
         return [
             resize_labels(_read_truth(suite.capture_dir, source), view.width, view.height)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Compaction: from more labels than objects to objects. Votes, merging, dissolving; refining."""
+"""Compaction: from more labels than objects to objects. Votes, merging, dissolving."""
 
 from __future__ import annotations
 
@@ -123,19 +123,6 @@ def _trust(
     return np.minimum(1, iou / np.maximum(iou[order][places][best], 1e-6))
 
 
-def refine(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
-    """Vote once more now that the objects are known, each mask as far as it fits its own; then
-    join what is left of objects in pieces.
-
-    Returns:
-        (N,) int64 ids from 0 without gaps, -1 = none.
-    """
-    if not incidence.num_masks:
-        return object_ids
-    object_ids = revote(incidence, object_ids, config.refine_rounds, config, by_trust=True)
-    return join_pieces(incidence, without_gaps(object_ids), config)
-
-
 # ---- merging
 
 
@@ -190,45 +177,6 @@ def agreement(
     in_masks, _ = masses(incidence, object_ids, num_objects)
     profiles = _profiles(incidence, in_masks.T)
     return _agreement(*profiles, *profiles, config)
-
-
-def join_pieces(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
-    """Join objects that masks join as often as they show one of the two alone, best pairs first.
-
-    Of two objects that many views fuse by mistake, other views show each as it is.
-
-    Args:
-        incidence: N Gaussians.
-        object_ids: (N,) int from 0 without gaps, -1 = none.
-        config: `piece_agreement`.
-
-    Returns:
-        (N,) int64, likewise.
-    """
-    while (object_ids >= 0).any():
-        num_objects = int(object_ids.max()) + 1
-        joined = agreement(incidence, object_ids, num_objects, config)
-        np.fill_diagonal(joined, -1)
-        alone, _ = support(incidence, object_ids, num_objects, config)
-        lead = joined - np.clip(np.minimum(alone[:, None], alone), *config.piece_agreement)
-        owner = _best_pairs(lead)
-        if np.array_equal(owner, np.arange(num_objects)):
-            break
-        object_ids = without_gaps(np.where(object_ids >= 0, owner[object_ids], -1))
-    return object_ids
-
-
-def _best_pairs(lead: np.ndarray) -> np.ndarray:
-    """The object (K,) that each of K joins: pairs from a lead (K, K) of 0 on, each object once."""
-    owner = np.arange(len(lead))
-    rows, columns = np.nonzero(np.triu(lead >= 0, 1))
-    free = np.ones(len(lead), bool)
-    for i in np.argsort(-lead[rows, columns], kind="stable"):
-        keep, gone = rows[i], columns[i]
-        if free[keep] and free[gone]:
-            owner[gone] = keep
-            free[[keep, gone]] = False
-    return owner
 
 
 def _profiles(incidence: Incidence, in_masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,9 +13,10 @@ from torch import Tensor
 from unified_lift.config import FeatureConfig, LiftConfig
 from unified_lift.lift.association import fit_codebook
 from unified_lift.lift.choice import take_better
-from unified_lift.lift.compaction import compact, refine
+from unified_lift.lift.compaction import compact
 from unified_lift.lift.features import Show, count_codes, nearest_codes, train_features
 from unified_lift.lift.incidence import Incidence
+from unified_lift.lift.refinement import refine
 from unified_lift.protocol import Report
 from unified_lift.rendering.weights import BlendWeights
 
@@ -28,6 +29,7 @@ def learn_objects(
     incidence: Incidence,
     tracks: np.ndarray,
     by_votes: np.ndarray,
+    shapes: np.ndarray | None,
     config: LiftConfig,
     seed: int,
     report: Report,
@@ -42,6 +44,7 @@ def learn_objects(
         incidence: of these two; N Gaussians.
         tracks: (N,) int, of `split_by_votes`.
         by_votes: (N,) int, these compacted.
+        shapes: as `refine`.
         config: thresholds.
         seed: makes the run repeatable.
         report: told of each step.
@@ -65,4 +68,4 @@ def learn_objects(
         )
         by_codes = compact(incidence, nearest_codes(features, codebook), config)
         object_ids = take_better(incidence, object_ids, by_codes, config)
-    return refine(incidence, object_ids, config), features, learned
+    return refine(incidence, object_ids, config, shapes), features, learned

@@ -42,6 +42,11 @@ class SurfacePlanes:
     plane_of_voxel: np.ndarray
     reach: float
 
+    @classmethod
+    def none(cls) -> SurfacePlanes:
+        """Of a scene without a surface."""
+        return cls((), np.empty((0, 3), np.float32), np.empty(0, np.int32), 0.0)
+
     def plane_of_gaussian(self, means: np.ndarray) -> np.ndarray:
         """The plane on which each Gaussian lies.
 

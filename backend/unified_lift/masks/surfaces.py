@@ -21,11 +21,11 @@ from unified_lift.gaussians import Gaussians
 from unified_lift.masks import Show
 from unified_lift.masks.depth import DepthView, depth_view
 from unified_lift.masks.flat_things import flat_things
-from unified_lift.masks.fusion import Surface, fuse, voxel_size
+from unified_lift.masks.fusion import fuse, voxel_size
 from unified_lift.masks.labelling import label_photo
-from unified_lift.masks.planes import Plane, SurfacePlanes, find_surface_planes
+from unified_lift.masks.planes import SurfacePlanes, find_surface_planes
 from unified_lift.masks.regions import segment
-from unified_lift.protocol import JobError, Report
+from unified_lift.protocol import Report
 from unified_lift.rendering import Camera
 from unified_lift.rendering.weights import BlendWeights
 
@@ -95,31 +95,9 @@ def _divide(
     planes, plane_of_voxel = find_surface_planes(surface, config)
     report.check()
     regions, plane_regions = segment(surface, planes, plane_of_voxel, config)
-    surface_planes = _surface_planes(surface, planes, plane_of_voxel, config)
+    reach = config.plane_max_distance * surface.size
+    surface_planes = SurfacePlanes(tuple(planes), surface.positions, plane_of_voxel, reach)
     return surface.pixel_voxels, regions, plane_regions, surface_planes
-
-
-def find_planes(
-    photos: list[np.ndarray],
-    cameras: list[Camera],
-    gaussians: Gaussians,
-    weights: list[BlendWeights],
-    config: SurfaceMaskConfig,
-    report: Report,
-    show: Show = lambda view, labels: None,
-) -> SurfacePlanes:
-    """Find the planes of the scene where the masks come from elsewhere.
-
-    Arguments as in `surface_label_maps`. A scene whose surface cannot be made out has no planes:
-    that is a warning here, the masks do not depend on it.
-    """
-    try:
-        views = _depth_views(cameras, gaussians, weights, config, report, show)
-        surface = fuse(photos, views, config.voxel_pixels[0], config, report)
-    except JobError as error:
-        report.warning(f"Floor and walls cannot be told from things. {error}")
-        return SurfacePlanes((), np.empty((0, 3), np.float32), np.empty(0, np.int32), 0.0)
-    return _surface_planes(surface, *find_surface_planes(surface, config), config)
 
 
 def _depth_views(
@@ -144,10 +122,3 @@ def _in_threads(function: Callable[..., Result], *arguments: Iterable) -> Iterat
     """Call a function for each view, or size, a few at a time; results come in order."""
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         yield from pool.map(lambda each: function(*each), zip(*arguments, strict=True))
-
-
-def _surface_planes(
-    surface: Surface, planes: list[Plane], plane_of_voxel: np.ndarray, config: SurfaceMaskConfig
-) -> SurfacePlanes:
-    reach = config.plane_max_distance * surface.size
-    return SurfacePlanes(tuple(planes), surface.positions, plane_of_voxel, reach)

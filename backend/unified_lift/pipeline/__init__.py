@@ -12,11 +12,11 @@ from unified_lift.geometry import training_seconds
 from unified_lift.lift.published import Joint
 from unified_lift.pipeline.job import CONFIG, Job
 from unified_lift.pipeline.lifting import given_masks, prepare_lifting
-from unified_lift.pipeline.splats import job_splats, judge_splats
+from unified_lift.pipeline.splats import job_splats, judge_splats, where_kept
 from unified_lift.pipeline.split import split_scene, write_result
 from unified_lift.preparation import lift_size, read_photos
 from unified_lift.previews import Previews
-from unified_lift.protocol import CAMERAS_FILE, CHECKPOINT_DIR, JobReport, JobRequest
+from unified_lift.protocol import CAMERAS_FILE, CHECKPOINT_DIR, JobError, JobReport, JobRequest
 from unified_lift.rendering import load_engine
 
 
@@ -51,8 +51,11 @@ def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
     gaussians = job_splats(job, joint)
     quality = judge_splats(job, gaussians)
     previews.show(gaussians, None, "Splats")
-    lifting = prepare_lifting(job, given, gaussians)
-    split = split_scene(job, lifting, gaussians, joint)
+    try:
+        lifting = prepare_lifting(job, given, gaussians)
+        split = split_scene(job, lifting, gaussians, joint)
+    except JobError as error:
+        raise JobError(f"{error}{where_kept(job)}") from error
 
     report.stage("export", "Writing the objects")
     write_result(job_dir, gaussians, split)
@@ -67,14 +70,14 @@ def _plan(job: Job) -> dict[str, float]:
     num_points = len(job.capture.points)
     side, number = lift_size(photos, CONFIG)
     pixels = sum(view.width * view.height for view in photos.views_at(side)[:number])
-    masks = {
-        MASKS_AUTO: CONFIG.surface_seconds * pixels,
-        MASKS_SAM: CONFIG.sam_seconds * number + CONFIG.folder_seconds * pixels,
-    }.get(settings.masks, CONFIG.folder_seconds * pixels)
     lift = CONFIG.vote_seconds * pixels
+    if settings.masks != MASKS_AUTO:
+        lift *= 2
     if settings.method == "default":
         lift += CONFIG.feature_seconds + CONFIG.codebook_seconds * pixels
-    plan = {"geometry": 0.0, "masks": masks, "lift": lift}
+    plan = {"geometry": 0.0, "surfaces": CONFIG.surface_seconds * pixels, "lift": lift}
+    if settings.masks == MASKS_SAM:
+        plan["masks"] = CONFIG.sam_seconds * number
     if settings.splat:
         return plan
     if num_points >= config.min_points:

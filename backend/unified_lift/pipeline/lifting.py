@@ -25,9 +25,10 @@ from unified_lift.gaussians import GEOMETRY, Gaussians
 from unified_lift.lift.incidence import check_mask_count
 from unified_lift.masks import Show
 from unified_lift.masks.folder import folder_label_maps
+from unified_lift.masks.planes import SurfacePlanes
 from unified_lift.masks.sam import sam_label_maps
 from unified_lift.masks.sam_model import build_sam, read_weights
-from unified_lift.masks.surfaces import find_planes, surface_label_maps
+from unified_lift.masks.surfaces import surface_label_maps
 from unified_lift.pipeline.job import CONFIG, Job
 from unified_lift.preparation import Photos, lift_size, spread
 from unified_lift.protocol import MASKS_DIR, JobError, Report
@@ -45,12 +46,14 @@ class Lifting:
         photos: V photos.
         weights: blend weights of each.
         label_maps: (H, W) int32 each, 0 = unlabelled.
+        shape_maps: likewise, of geometry alone; None where there are no others, or no surface.
         plane_of_gaussian: (N,) int32, the large plane that a Gaussian lies on, 0 = none.
     """
 
     photos: Photos
     weights: list[BlendWeights]
     label_maps: list[np.ndarray]
+    shape_maps: list[np.ndarray] | None
     plane_of_gaussian: np.ndarray
 
 
@@ -84,11 +87,12 @@ def _picked(photos: Photos, given: GivenMasks) -> list[int]:
 
 
 def prepare_lifting(job: Job, given: GivenMasks, gaussians: Gaussians) -> Lifting:
-    """Choose as many views as fit the memory; get their label maps and the scene's planes."""
+    """Choose as many views as fit the memory; get their label maps and the scene's planes.
+
+    Where masks come from elsewhere, those of the surface serve to judge them.
+    """
     label, masks = "Finding surfaces", job.settings.masks
-    if masks == MASKS_SAM:
-        label = "Segmenting photos (SAM)"
-    job.report.stage("masks", label)
+    job.report.stage("surfaces", label)
     picked = _picked(job.photos, given)
     chosen = job.photos.pick(picked).at(lift_size(job.photos, CONFIG)[0])
     weights = []
@@ -103,12 +107,22 @@ def prepare_lifting(job: Job, given: GivenMasks, gaussians: Gaussians) -> Liftin
             job.previews.show(gaussians, labels, label)
 
     scene = (chosen.images, chosen.cameras, gaussians, weights, SurfaceMaskConfig())
+    try:
+        shape_maps, planes = surface_label_maps(*scene, job.report, show)
+    except JobError as error:
+        if masks == MASKS_AUTO:
+            raise
+        job.report.warning(
+            f"Floor and walls cannot be told from things, nor what masks fuse. {error}"
+        )
+        shape_maps, planes = None, SurfacePlanes.none()
     if masks == MASKS_AUTO:
-        label_maps, planes = surface_label_maps(*scene, job.report, show)
+        label_maps, shape_maps = shape_maps, None
+    elif given:
+        label_maps = [given[i] for i in picked]
     else:
-        planes = find_planes(*scene, job.report, show)
-        label_maps = [given[i] for i in picked] if given else []
-    if masks == MASKS_SAM:
+        label = "Segmenting photos (SAM)"
+        job.report.stage("masks", label)
         found = _sam(job, [job.capture.train_views[i] for i in picked], show)
         label_maps = [
             resize_labels(labels, view.width, view.height)
@@ -121,7 +135,7 @@ def prepare_lifting(job: Job, given: GivenMasks, gaussians: Gaussians) -> Liftin
         )
     check_mask_count(label_maps, LiftConfig())
     on_plane = planes.plane_of_gaussian(gaussians["means"].numpy())
-    lifting = Lifting(chosen, weights, label_maps, on_plane)
+    lifting = Lifting(chosen, weights, label_maps, shape_maps, on_plane)
     _write_masks(job.folder / MASKS_DIR, lifting)
     return lifting
 

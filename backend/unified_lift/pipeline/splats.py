@@ -12,16 +12,16 @@ import torch
 
 from unified_lift.capture import Capture
 from unified_lift.capture.images import load_photo, scaled_view
-from unified_lift.gaussians import Gaussians, from_splats, to_splats
+from unified_lift.checkpoint import GEOMETRY_FILE, keep_splats, kept_splats, splats_source
+from unified_lift.digests import digest_photos
+from unified_lift.gaussians import Gaussians, from_splats
 from unified_lift.geometry import train, training_seconds
 from unified_lift.lift.published import Joint
 from unified_lift.metrics import psnr
 from unified_lift.pipeline.job import CONFIG, Job
-from unified_lift.ply import read_ply, write_ply
+from unified_lift.ply import read_ply
 from unified_lift.preparation import to_camera, with_points
 from unified_lift.protocol import CHECKPOINT_DIR, JobError
-
-GEOMETRY_FILE = "geometry.ply"  # in the checkpoint folder
 
 
 def job_splats(job: Job, joint: Joint | None) -> Gaussians:
@@ -29,22 +29,29 @@ def job_splats(job: Job, joint: Joint | None) -> Gaussians:
     if job.settings.splat:
         job.report.stage("geometry", "Reading splats")
         return _read_splats(Path(job.settings.splat), job.capture)
-    path = job.folder / CHECKPOINT_DIR / GEOMETRY_FILE
-    if path.exists() and not joint:
+    if joint:  # learns while the splats train
+        return _train(job, joint)
+    folder = job.folder / CHECKPOINT_DIR
+    photos = digest_photos(job.capture)
+    source = splats_source(photos, job.config, job.engine, job.settings.seed)
+    gaussians = kept_splats(folder, source, job.report)
+    if gaussians is None:
+        gaussians = _train(job, joint)
+        keep_splats(folder, source, gaussians)
+    else:
         job.report.stage("geometry", "Reading splats")
-        try:
-            gaussians = from_splats(read_ply(path))
-            # Done already, it tells nothing of this machine's speed.
-            job.report.plan(points=0.0, geometry=0.0)
-            return gaussians
-        except JobError as error:
-            job.report.warning(
-                f"The splats of the last run cannot be used. {error} Training again."
-            )
-    gaussians = _train(job, joint)
-    path.parent.mkdir(exist_ok=True)
-    write_ply(path, to_splats(gaussians))
+        # Done already, it tells nothing of this machine's speed.
+        job.report.plan(points=0.0, geometry=0.0)
     return gaussians
+
+
+def where_kept(job: Job) -> str:
+    """A sentence on trained splats that outlive a failure; "" if there are none to be chosen."""
+    path = job.folder.absolute() / CHECKPOINT_DIR / GEOMETRY_FILE
+    # Those of a capture far from its origin do not lie in its world frame.
+    if any(job.capture.origin) or not path.exists():
+        return ""
+    return f" The trained splats are kept: with {path} as the splat, no training is needed again."
 
 
 def _read_splats(path: Path, capture: Capture) -> Gaussians:

@@ -11,13 +11,14 @@ import torch
 
 from unified_lift.config import AUTO_LIFT, MASKS_AUTO, LiftConfig, PublishedConfig
 from unified_lift.gaussians import Gaussians, to_splats
-from unified_lift.lift.compaction import compact, refine, without_gaps
+from unified_lift.lift.compaction import compact, without_gaps
 from unified_lift.lift.default import learn_objects
 from unified_lift.lift.features import nearest_codes
-from unified_lift.lift.incidence import mask_incidence
+from unified_lift.lift.incidence import Incidence, mask_incidence
 from unified_lift.lift.labels import label_map
 from unified_lift.lift.objects import ObjectRecord, describe
 from unified_lift.lift.published import Joint, train_published
+from unified_lift.lift.refinement import refine
 from unified_lift.lift.votes import split_by_votes
 from unified_lift.pipeline.job import Job
 from unified_lift.pipeline.lifting import Lifting
@@ -30,6 +31,7 @@ from unified_lift.protocol import (
     Report,
     write_json,
 )
+from unified_lift.rendering.weights import BlendWeights
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,10 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
     report.stage("lift", "Finding objects")
     previews.camera = lifting.photos.cameras[0]
     config = AUTO_LIFT if settings.masks == MASKS_AUTO else LiftConfig()
-    incidence = mask_incidence(lifting.weights, lifting.label_maps)
-    report.check()
-    tracks = split_by_votes(incidence, config, report.check)
-    report.check()
-    object_ids = compact(incidence, tracks, config)
+    shapes = None
+    if lifting.shape_maps is not None and settings.method in ("default", "votes"):
+        *_, shapes = _vote(lifting.weights, lifting.shape_maps, AUTO_LIFT, report)
+    incidence, tracks, object_ids = _vote(lifting.weights, lifting.label_maps, config, report)
     previews.show(gaussians, label_map(lifting.weights[0], object_ids + 1), "First split")
     features = codebook = torch.zeros(0, 0)
 
@@ -64,10 +65,10 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
 
     scene = (lifting.weights, lifting.label_maps)
     if settings.method == "default":
-        learning = (incidence, tracks, object_ids, config, settings.seed, report, show)
+        learning = (incidence, tracks, object_ids, shapes, config, settings.seed, report, show)
         object_ids, features, codebook = learn_objects(*scene, *learning)
     elif settings.method == "votes":
-        object_ids = refine(incidence, object_ids, config)
+        object_ids = refine(incidence, object_ids, config, shapes)
     else:
         training = (incidence.num_gaussians, PublishedConfig(), settings.seed, report)
         learned = joint.learned if joint else train_published(*scene, *training)
@@ -79,6 +80,17 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
     _check_objects(objects, tracks, report)
     previews.show(gaussians, label_map(lifting.weights[0], ids), "Objects")
     return Split(objects, ids, confidence, features.numpy(), codebook.numpy())
+
+
+def _vote(
+    weights: list[BlendWeights], label_maps: list[np.ndarray], config: LiftConfig, report: Report
+) -> tuple[Incidence, np.ndarray, np.ndarray]:
+    """The incidence of masks, the tracks of their graph, and these compacted."""
+    incidence = mask_incidence(weights, label_maps)
+    report.check()
+    tracks = split_by_votes(incidence, config, report.check)
+    report.check()
+    return incidence, tracks, compact(incidence, tracks, config)
 
 
 def _check_objects(objects: list[ObjectRecord], tracks: np.ndarray, report: Report) -> None:

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Refining: what is left of errors once the objects are known. Last votes, pieces, fused things."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from unified_lift.config import LiftConfig
+from unified_lift.lift.compaction import agreement, revote, support, without_gaps
+from unified_lift.lift.incidence import Incidence
+
+
+def refine(
+    incidence: Incidence,
+    object_ids: np.ndarray,
+    config: LiftConfig,
+    shapes: np.ndarray | None = None,
+) -> np.ndarray:
+    """Vote once more, each mask as far as it fits its object; join pieces; divide fused things.
+
+    Args:
+        incidence: N Gaussians.
+        object_ids: (N,) int from 0, -1 = none.
+        config: thresholds.
+        shapes: (N,) int from 0, -1 = none, the objects that geometry alone shows; None where the
+            masks were made from it.
+
+    Returns:
+        (N,) int64 ids from 0 without gaps, -1 = none.
+    """
+    if not incidence.num_masks:
+        return object_ids
+    object_ids = revote(incidence, object_ids, config.refine_rounds, config, by_trust=True)
+    object_ids = join_pieces(incidence, without_gaps(object_ids), config)
+    if shapes is None:
+        return object_ids
+    return cut_fused(incidence, object_ids, shapes, config)
+
+
+# ---- pieces
+
+
+def join_pieces(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
+    """Join objects that masks join as often as they show one of the two alone, best pairs first.
+
+    Of two objects that many views fuse by mistake, other views show each as it is.
+
+    Args:
+        incidence: N Gaussians.
+        object_ids: (N,) int from 0 without gaps, -1 = none.
+        config: `piece_agreement`.
+
+    Returns:
+        (N,) int64, likewise.
+    """
+    while (object_ids >= 0).any():
+        num_objects = int(object_ids.max()) + 1
+        joined = agreement(incidence, object_ids, num_objects, config)
+        np.fill_diagonal(joined, -1)
+        alone, _ = support(incidence, object_ids, num_objects, config)
+        lead = joined - np.clip(np.minimum(alone[:, None], alone), *config.piece_agreement)
+        owner = _best_pairs(lead)
+        if np.array_equal(owner, np.arange(num_objects)):
+            break
+        object_ids = without_gaps(np.where(object_ids >= 0, owner[object_ids], -1))
+    return object_ids
+
+
+def _best_pairs(lead: np.ndarray) -> np.ndarray:
+    """The object (K,) that each of K joins: pairs from a lead (K, K) of 0 on, each object once."""
+    owner = np.arange(len(lead))
+    rows, columns = np.nonzero(np.triu(lead >= 0, 1))
+    free = np.ones(len(lead), bool)
+    for i in np.argsort(-lead[rows, columns], kind="stable"):
+        keep, gone = rows[i], columns[i]
+        if free[keep] and free[gone]:
+            owner[gone] = keep
+            free[[keep, gone]] = False
+    return owner
+
+
+# ---- fused things
+
+
+def cut_fused(
+    incidence: Incidence, object_ids: np.ndarray, shapes: np.ndarray, config: LiftConfig
+) -> np.ndarray:
+    """Divide objects where geometry shows several things and the masks are undecided.
+
+    What masks fuse now and then, votes keep apart. Where masks join two things about half of the
+    time and show each alone in the other views, geometry has the casting vote.
+
+    Args:
+        incidence: N Gaussians.
+        object_ids: (N,) int from 0 without gaps, -1 = none.
+        shapes: (N,) int from 0, -1 = none, the objects that geometry alone shows.
+        config: the constants `cut_*`.
+
+    Returns:
+        (N,) int64, likewise.
+    """
+    num_objects = int(object_ids.max(initial=-1)) + 1
+    parts, parents = _parts(incidence, object_ids, shapes, config)
+    if len(parents) == num_objects:
+        return object_ids
+    joined = agreement(incidence, parts, len(parents), config)
+    alone, _ = support(incidence, parts, len(parents), config)
+    mass = _mass(incidence, parts, len(parents))
+    whole = _mass(incidence, object_ids, num_objects)[parents]
+    sound = (alone >= config.cut_support) & (mass >= config.cut_share * whole)
+    apart = (joined >= 0) & (joined < config.cut_agreement) & sound & sound[:, None]
+    owner = np.arange(len(parents))
+    for parent in np.unique(parents[num_objects:]):
+        (members,) = np.nonzero((parents == parent) & (mass > 0))
+        first, *others = members[np.argsort(-mass[members], kind="stable")]
+        kept = [first]
+        for part in others:
+            if apart[part, kept].all():
+                kept.append(part)
+            else:
+                owner[part] = kept[joined[part, kept].argmax()]
+    cut = without_gaps(np.where(parts >= 0, owner[parts], -1))
+    if cut.max() < num_objects:
+        return object_ids
+    return without_gaps(revote(incidence, cut, config.dissolve_rounds, config, by_trust=True))
+
+
+def _parts(
+    incidence: Incidence, object_ids: np.ndarray, shapes: np.ndarray, config: LiftConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Parts (N,) of the objects, one for each shape that lies in one, and each part's object.
+
+    The first parts are what is left of the K objects; a shape has a part in one if it has a fair
+    share of the object's mass and most of its own there.
+    """
+    num_objects, num_shapes = (int(ids.max(initial=-1)) + 1 for ids in (object_ids, shapes))
+    both = (object_ids >= 0) & (shapes >= 0)
+    cells = np.where(both, object_ids * num_shapes + shapes, -1)
+    shared = _mass(incidence, cells, num_objects * num_shapes).reshape(num_objects, num_shapes)
+    whole = _mass(incidence, object_ids, num_objects)[:, None]
+    inside = shared >= 0.5 * _mass(incidence, shapes, num_shapes)
+    inside &= (shared >= config.cut_share * whole) & (shared > 0)
+    numbers = np.full(inside.size + 1, -1)  # the last one for Gaussians of no cell, -1
+    numbers[np.nonzero(inside.ravel())[0]] = num_objects + np.arange(inside.sum())
+    parts = np.where(numbers[cells] >= 0, numbers[cells], object_ids)
+    return parts, np.append(np.arange(num_objects), np.nonzero(inside)[0])
+
+
+def _mass(incidence: Incidence, labels: np.ndarray, num_labels: int) -> np.ndarray:
+    """Weight in all masks (num_labels,) of the Gaussians of each label; -1 = none."""
+    given = labels >= 0
+    return np.bincount(labels[given], incidence.mass_of_gaussian[given], num_labels)
