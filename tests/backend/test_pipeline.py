@@ -131,7 +131,8 @@ def test_every_long_stage_shows_itself(small, tmp_path, monkeypatch):
         pipeline.segment(tmp_path / "job", read_job(tmp_path / "job"), report)
     events = read_events(tmp_path / "job")[0]
     stages = [event["stage"] for event in events if event["event"] == "stage"]
-    assert stages == ["photos", "points", "geometry", "surfaces", "lift", "export"]  # it has no points
+    # it has no points
+    assert stages == ["photos", "points", "geometry", "surfaces", "lift", "export"]
     shown = {event["caption"]: event for event in events if event["event"] == "preview"}
     assert "Training splats" in shown
     for caption in ("Finding surfaces", "First split", "Learning features", "Objects"):
