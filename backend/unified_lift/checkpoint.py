@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unified_lift.config import GeometryConfig, TriangulationConfig
+from unified_lift.config import GeometryConfig, RenderConfig, TriangulationConfig
 from unified_lift.digests import digest_code
 from unified_lift.gaussians import Gaussians, from_splats, to_splats
 from unified_lift.ply import read_ply, write_ply
@@ -33,6 +33,7 @@ def splats_source(photos: str, config: GeometryConfig, engine: Engine, seed: int
         "photos": photos,
         "preset": repr(config),
         "points": repr(TriangulationConfig()),
+        "rules": repr(RenderConfig()),
         "seed": seed,
     }
 
@@ -46,13 +47,15 @@ def keep_splats(folder: Path, source: dict, gaussians: Gaussians) -> None:
 
 
 def kept_splats(folder: Path, source: dict, report: Report) -> Gaussians | None:
-    """The splats of an earlier run, if they are whole and of the same source; told if damaged."""
+    """The splats of an earlier run, if they are whole and of the same source; else told why not."""
     path = folder / SOURCE_FILE
     if not path.exists():
         return None
     try:
-        if read_json(path) != source:
-            return None
+        known = read_json(path)
+        other = [name for name in source if known.get(name) != source[name]]
+        if other:
+            raise JobError(f"They are of other {' and '.join(other)}.")
         return from_splats(read_ply(folder / GEOMETRY_FILE))
     except JobError as error:
         report.warning(f"The splats of the last run cannot be used. {error} Training again.")

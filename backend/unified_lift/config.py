@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 MASKS_AUTO, MASKS_SAM = "auto", "sam"  # any other value of Settings.masks is a folder
 JOINT = "unified-lift-joint"
-METHODS = ("default", "votes", "unified-lift", JOINT)
+OURS = ("default", "votes")
+METHODS = (*OURS, "unified-lift", JOINT)
 DEVICES = ("auto", "cpu", "cuda")
 PUBLIC_BENCHMARKS = LERF_MASK, REPLICA, MESSY_ROOMS = "lerf-mask", "replica", "messy-rooms"
 
@@ -312,11 +313,13 @@ class LiftConfig:
     # At the end objects are pieces of one if masks join them as often as they show alone the one
     # that they seldom do; less than the first is never enough, more than the second always.
     piece_agreement: tuple[float, float] = (0.35, 0.45)
-    # At the very end objects are divided where geometry shows several, if masks join these less
-    # often than the first and show each alone more often than the second. Parts have this share.
-    cut_agreement: float = 0.5
-    cut_support: float = 0.25
-    cut_share: float = 0.1
+    # At the very end objects are divided where geometry alone shows several (weighed on messy8,
+    # messy25 and redkitchen; cut_support .2 and .3 give the same objects there).
+    cut_agreement: float = 0.5  # masks join the parts of one thing at least so often
+    cut_support: float = 0.25  # a part is shown alone in this share of its views
+    cut_share: float = 0.1  # of the object's mass; smaller parts stay with it
+    cut_inside: float = 0.5  # of a shape's mass lies in the object, to be a part of it
+    cut_rounds: int = 2  # of votes for the Gaussians of divided objects
     support_iou: float = 0.5  # a mask shows an object from this IoU on
     dissolve_support: float = 0.2  # objects shown in a smaller share of their views dissolve
     dissolve_step: float = 0.1

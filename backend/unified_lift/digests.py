@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -16,11 +16,12 @@ PACKAGE = Path(unified_lift.__file__).parent
 CODE_ENDINGS = (".py", ".h", ".cpp")
 
 
-def digest_photos(capture: Capture) -> str:
-    """Of a capture's photos, cameras and points, wherever it lies."""
+def digest_photos(capture: Capture, check: Callable[[], None] = lambda: None) -> str:
+    """Of a capture's photos, cameras and points, wherever it lies; `check` may raise Cancelled."""
 
     def parts() -> Iterable[bytes]:
         for view in capture.views:
+            check()
             yield repr(astuple(replace(view, image_path=Path(view.image_path.name)))).encode()
             if view.image_path.is_file():
                 yield view.image_path.read_bytes()

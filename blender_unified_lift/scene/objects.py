@@ -80,8 +80,8 @@ def delete(context: Context, objects: Iterable[Object]) -> int:
     clouds = {obj.data for obj in doomed}
     bpy.data.batch_remove(doomed)
     # By who is left, not by `users`: Separate counts one too many (4.5 to 5.2).
-    clouds -= {obj.data for obj in bpy.data.objects}
-    bpy.data.batch_remove(clouds)
+    clouds = {cloud for cloud in clouds if not cloud.use_fake_user}
+    bpy.data.batch_remove(clouds - {obj.data for obj in bpy.data.objects})
     bpy.data.batch_remove([item for item in folders if not item.objects and not item.children])
     if not any(is_visible(obj, context.view_layer) for obj in parts(context.scene)):
         leave_isolation(context)

@@ -87,14 +87,13 @@ def draw_frame(context: Context, depsgraph: Depsgraph) -> drawing.Target | None:
     size = (region.width, region.height)
     marks = selection_marks(context, instances)
     tint = float(context.scene.unified_lift_splats.color == "OBJECT")
-    key = (_frame_key(context, instances), tuple(marks), tint, size)
+    selection = selection_color(context)
+    key = (_frame_key(context, instances), tuple(marks), tint, selection, size)
     known = _frames.get(region.as_pointer())
     if known is not None and known.key == key:
         return known.target
     target = known.target if known and known.target.size == size else drawing.Target(size)
     viewpoint = make_viewpoint(view.view_matrix, view.window_matrix, size)
-    theme = context.preferences.themes[0].view_3d
-    selection = (*theme.vertex_select, SELECTION_OPACITY)
     renderer().draw(instances, viewpoint, target, marks, tint, selection=selection)
     _forget_closed_regions(context)
     _frames[region.as_pointer()] = Frame(key, target)
@@ -127,6 +126,12 @@ def selection_marks(
     active = context.view_layer.objects.active
     selected = [float(instance.owner.select_get()) for instance in instances]
     return [(mark, mark * (i.owner == active)) for i, mark in zip(instances, selected)]
+
+
+def selection_color(context: Context) -> tuple[float, float, float, float]:
+    """Colour and opacity of what is selected in Edit Mode; invisible like all overlays."""
+    opacity = SELECTION_OPACITY if context.space_data.overlay.show_overlays else 0.0
+    return (*context.preferences.themes[0].view_3d.vertex_select, opacity)
 
 
 def composite(context: Context, target: drawing.Target, gamma: float, depth_test: str) -> None:

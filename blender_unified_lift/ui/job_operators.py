@@ -105,7 +105,8 @@ class UNIFIEDLIFT_OT_resume(_StartsWorker, Operator):
     bl_idname = "unified_lift.resume"
     bl_label = "Resume"
     bl_description = "Start the worker of this job again; it goes on where it can"
-    states, reason = (session.CRASHED,), "No job of this scene has been interrupted"
+    states = (session.CRASHED, session.FAILED)
+    reason = "No job of this scene was interrupted or has failed"
     begin = staticmethod(session.resume)
 
 

@@ -128,6 +128,13 @@ def test_delete_is_undone_with_every_splat(segmented):
     assert "Object 001" not in bpy.data.objects
 
 
+def test_delete_keeps_points_with_a_fake_user(segmented):
+    bpy.data.objects["Object 001"].data.use_fake_user = True
+    select("Object 001")
+    bpy.ops.unified_lift.delete()
+    assert "Object 001" in bpy.data.pointclouds
+
+
 def test_delete_keeps_a_collection_that_holds_more(segmented):
     lamp = bpy.data.objects.new("Lamp", bpy.data.lights.new("Lamp", "POINT"))
     segmented.children["Object 001"].objects.link(lamp)

@@ -238,12 +238,33 @@ def test_geometry_divides_what_half_of_the_masks_fuse():
     assert same_partition(refine(certain, fused, CONFIG, halves), fused.tolist())
 
 
-def test_geometry_divides_nothing_that_masks_do_not():
-    halves, pairs = np.repeat([0, 1], 6), np.repeat(np.arange(6), 2)
-    views = scene(*[WHOLE] * 5, *[JOINED] * 4)
-    assert same_partition(refine(views, halves, CONFIG, pairs), halves.tolist())
-    no_shape = np.full(12, -1)
-    assert same_partition(refine(views, halves, CONFIG, no_shape), halves.tolist())
+def test_geometry_divides_nothing_that_masks_hardly_show():
+    fused, halves, crumb = np.zeros(12, int), np.repeat([0, 1], 6), np.repeat([0, 1], [11, 1])
+    quarters = np.arange(12).reshape(4, 3).tolist()
+    seldom = scene(*[quarters] * 5, *[JOINED] * 4)  # never one half alone
+    assert same_partition(refine(seldom, fused, CONFIG, halves), fused.tolist())
+    small = scene(*[[list(range(11)), [11]]] * 5, *[JOINED] * 4)
+    assert same_partition(refine(small, fused, CONFIG, crumb), fused.tolist())
+    apart = scene(*[[WHOLE[0]]] * 3, *[[WHOLE[1]]] * 3)  # no view shows both
+    assert same_partition(refine(apart, fused, CONFIG, halves), fused.tolist())
+    assert same_partition(refine(apart, fused, CONFIG, np.full(12, -1)), fused.tolist())
+
+
+def test_a_shape_that_mostly_lies_elsewhere_divides_no_object():
+    halves = np.repeat([0, 1], 6)
+    views = scene(*[HALVED] * 5, *[WHOLE] * 4)
+    inside, outside = np.repeat([0, 1, 2], [3, 3, 6]), np.repeat([-1, 0], [3, 9])
+    narrow = replace(CONFIG, piece_agreement=(2.0, 2.0))
+    assert len(set(refine(views, halves, narrow, inside))) == 3
+    assert same_partition(refine(views, halves, narrow, outside), halves.tolist())
+
+
+def test_a_part_never_goes_to_one_that_masks_hold_apart_from_it():
+    shapes = np.repeat([0, 1, 2], [9, 3, 2])
+    first, second, third = (np.nonzero(shapes == shape)[0].tolist() for shape in range(3))
+    views = scene(*[[first, second]] * 6, *[[second, third]] * 6)  # first and third never meet
+    result = refine(views, np.zeros(14, int), CONFIG, shapes)
+    assert same_partition(result, [0] * 9 + [1] * 3 + [0] * 2)
 
 
 def test_there_is_nothing_to_refine_without_objects():

@@ -313,6 +313,8 @@ def test_splats_of_other_photos_are_trained_again(small, kept):
     Image.open(path).transpose(Image.Transpose.ROTATE_180).save(path)
     assert unified_lift("run", kept).returncode == 0
     assert geometry_stages(kept)[-1].startswith("Training splats")
+    messages = [e["message"] for e in read_events(kept)[0] if e["event"] == "warning"]
+    assert any("They are of other photos." in text for text in messages)
 
 
 def test_trained_splats_that_are_not_of_the_photos_are_told(kept):
@@ -334,16 +336,20 @@ def test_splats_without_a_surface_take_masks(small, tmp_path):
     assert done.returncode == 0, done.stderr
     messages = [e["message"] for e in read_events(tmp_path / "job")[0] if e["event"] == "warning"]
     assert any("Floor and walls cannot be told from things" in text for text in messages)
+    objects = json.loads((tmp_path / "job" / "objects.json").read_text())["objects"]
+    assert objects and all(entry["kind"] == "thing" for entry in objects)
 
 
-def test_damaged_splats_of_an_earlier_run_are_trained_again(kept):
+def test_damaged_splats_of_an_earlier_run_are_trained_again(small, tmp_path, kept):
     path = kept / "checkpoint" / "geometry.ply"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     assert unified_lift("run", kept).returncode == 0
     messages = [e["message"] for e in read_events(kept)[0] if e["event"] == "warning"]
     assert any("geometry.ply is cut short" in text for text in messages)
-    assert geometry_stages(kept)[-1].startswith("Training splats")
+    assert segment_small(small, tmp_path / "first").returncode == 0
+    first = (tmp_path / "first" / "scene.ply").read_bytes()
+    assert (kept / "scene.ply").read_bytes() == first
 
 
 # ---- bad input
@@ -414,7 +420,7 @@ def test_masks_that_are_all_zero(small, tmp_path):
 def test_masks_for_one_photo(small, tmp_path):
     for path in sorted((small / "masks" / "paper").iterdir())[1:]:
         path.unlink()
-    assert fails(segment_small(small, tmp_path / "job"), "Only one label image", "Label more")
+    assert fails(segment_small(small, tmp_path / "job"), "Of 1 label images", "Label more")
     assert not geometry_stages(tmp_path / "job")
 
 

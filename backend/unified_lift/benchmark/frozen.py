@@ -11,6 +11,7 @@ import numpy as np
 from unified_lift.config import LiftConfig
 from unified_lift.lift.compaction import compact
 from unified_lift.lift.incidence import Incidence, mask_incidence
+from unified_lift.lift.refinement import shapes_of
 from unified_lift.lift.votes import split_by_votes
 from unified_lift.rendering.weights import BlendWeights
 
@@ -23,13 +24,13 @@ class Frozen:
         weights: blend weights of each view.
         label_maps: (H, W) int each, 0 = unlabelled, ids local to the view; None = no masks.
         lift: thresholds for this kind of masks.
-        shapes: (N,) int from 0, -1 = none, what geometry alone shows; None where it made the masks.
+        shape_maps: likewise, what geometry alone shows; None where it made the masks.
     """
 
     weights: list[BlendWeights]
     label_maps: list[np.ndarray | None]
     lift: LiftConfig
-    shapes: np.ndarray | None = None
+    shape_maps: list[np.ndarray] | None = None
 
     @property
     def num_gaussians(self) -> int:
@@ -50,6 +51,11 @@ class Frozen:
     def by_votes(self) -> np.ndarray:
         """Objects of the tracks, compacted, (N,)."""
         return compact(self.incidence, self.tracks, self.lift)
+
+    @cached_property
+    def shapes(self) -> np.ndarray | None:
+        """Objects of the shape maps, (N,)."""
+        return None if self.shape_maps is None else shapes_of(self.weights, self.shape_maps)
 
     @property
     def scene(self) -> tuple[list[BlendWeights], list[np.ndarray | None], int]:

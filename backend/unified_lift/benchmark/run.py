@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,7 @@ def _run_suite(
         levels.setdefault(task.cell.masks, []).append(task)
     suite, name = None, suite_name(capture_dir, plan.num_views)
     scene = Recorder(report)
+    surfaces = cache(lambda: _surfaces(suite, scene))
     for masks, same in levels.items():
         waiting = [task for task in same if not task.is_done(report)]
         shown = [levels[TRUE_MASKS][0], *(task for task in same if task.cell.seed == 0)]
@@ -198,17 +200,29 @@ def _run_suite(
             suite = load_suite(*source, plan.num_views)
         level = Recorder(report)
         label_maps = suite_masks(suite, masks, level)
+        shape_maps = None if masks in (MASKS_AUTO, TRUE_MASKS) else surfaces()
         for task in waiting:
-            _run_task(task, suite, label_maps, budget, report, scene.warnings + level.warnings)
+            told = scene.warnings + level.warnings
+            _run_task(task, suite, label_maps, shape_maps, budget, report, told)
         if masks != TRUE_MASKS:
             outcomes = {task.cell.method: _load_arrays(task.path) for task in shown}
             draw_level(suite, masks, label_maps, outcomes, work_dir, stamp)
+
+
+def _surfaces(suite: Suite, report: Report) -> list[np.ndarray] | None:
+    """Masks from geometry alone, as a job makes them to judge others; None without a surface."""
+    try:
+        return suite_masks(suite, MASKS_AUTO, report)
+    except JobError as error:
+        report.warning(f"Things that masks fuse stay one. {error}")
+        return None
 
 
 def _run_task(
     task: Task,
     suite: Suite,
     label_maps: list[np.ndarray | None],
+    shape_maps: list[np.ndarray] | None,
     budget: Budget,
     report: Report,
     warnings: Sequence[str],
@@ -216,8 +230,7 @@ def _run_task(
     cell = task.cell
     lift = AUTO_LIFT if cell.masks == MASKS_AUTO else LiftConfig()
     # A new one for each cell: what one method derives, another shall not get for nothing.
-    shapes = None if cell.masks in (MASKS_AUTO, TRUE_MASKS) else suite.shapes
-    frozen = Frozen(suite.weights, label_maps, lift, shapes)
+    frozen = Frozen(suite.weights, label_maps, lift, shape_maps)
     report.stage("method", f"{cell.name} ({task.place})")
     recorder = Recorder(report)
     with Meter() as meter:

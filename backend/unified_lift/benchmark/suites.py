@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unified_lift.benchmark.frozen import Frozen, vote_labels
+from unified_lift.benchmark.frozen import vote_labels
 from unified_lift.capture import Capture, View, read_capture
 from unified_lift.capture.images import load_photo, resize_labels, resized_view
 from unified_lift.checkpoint import keep_splats, kept_splats, splats_source
 from unified_lift.config import (
-    AUTO_LIFT,
     MASKS_AUTO,
     PRESETS,
     GeometryConfig,
@@ -127,20 +126,6 @@ class Suite:
     def true_ids(self) -> np.ndarray:
         """(N,) the true id that shows most of each Gaussian in the training views, 0 = none."""
         return vote_labels(self.weights, suite_masks(self, TRUE_MASKS, SilentReport()))
-
-    @cached_property
-    def surface_masks(self) -> list[np.ndarray]:
-        """Label maps of the training photos from photos and splats alone."""
-        scene = (self.photos.images, self.photos.cameras, self.gaussians, self.weights)
-        return surface_label_maps(*scene, SurfaceMaskConfig(), SilentReport())[0]
-
-    @cached_property
-    def shapes(self) -> np.ndarray | None:
-        """(N,) int from 0, -1 = none, what geometry alone shows; None without a surface."""
-        try:
-            return Frozen(self.weights, self.surface_masks, AUTO_LIFT).by_votes
-        except JobError:
-            return None  # as a job warns
 
     def blend_weights(self, view: View) -> BlendWeights:
         """Blend weights of any view."""
@@ -312,7 +297,8 @@ def suite_masks(suite: Suite, level: str, report: Report) -> list[np.ndarray | N
     """
     report.stage("masks", f"{suite.name}: {level} masks")
     if level == MASKS_AUTO:
-        return suite.surface_masks
+        scene = (suite.photos.images, suite.photos.cameras, suite.gaussians, suite.weights)
+        return surface_label_maps(*scene, SurfaceMaskConfig(), report)[0]
     if level == TRUE_MASKS:
         return [
             resize_labels(_read_truth(suite.capture_dir, source), view.width, view.height)

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from unified_lift.config import LiftConfig
-from unified_lift.lift.compaction import agreement, revote, support, without_gaps
-from unified_lift.lift.incidence import Incidence
+from unified_lift.config import AUTO_LIFT, LiftConfig
+from unified_lift.lift.compaction import agreement, compact, revote, support, without_gaps
+from unified_lift.lift.incidence import Incidence, mask_incidence
+from unified_lift.lift.votes import split_by_votes
+from unified_lift.rendering.weights import BlendWeights
 
 
 def refine(
@@ -107,10 +111,12 @@ def cut_fused(
     alone, _ = support(incidence, parts, len(parents), config)
     mass = _mass(incidence, parts, len(parents))
     whole = _mass(incidence, object_ids, num_objects)[parents]
+    # What hardly a mask shows by itself, or is a crumb, is no thing.
     sound = (alone >= config.cut_support) & (mass >= config.cut_share * whole)
     apart = (joined >= 0) & (joined < config.cut_agreement) & sound & sound[:, None]
     owner = np.arange(len(parents))
-    for parent in np.unique(parents[num_objects:]):
+    in_parts = np.unique(parents[num_objects:])
+    for parent in in_parts:
         (members,) = np.nonzero((parents == parent) & (mass > 0))
         first, *others = members[np.argsort(-mass[members], kind="stable")]
         kept = [first]
@@ -118,11 +124,34 @@ def cut_fused(
             if apart[part, kept].all():
                 kept.append(part)
             else:
-                owner[part] = kept[joined[part, kept].argmax()]
-    cut = without_gaps(np.where(parts >= 0, owner[parts], -1))
-    if cut.max() < num_objects:
+                close = np.where(apart[part, kept], -np.inf, joined[part, kept])
+                owner[part] = kept[close.argmax()]
+    cut = np.where(parts >= 0, owner[parts], -1)
+    divided = [parent for parent in in_parts if len(np.unique(cut[object_ids == parent])) > 1]
+    if not divided:
         return object_ids
-    return without_gaps(revote(incidence, cut, config.dissolve_rounds, config, by_trust=True))
+    cut = without_gaps(cut)
+    voted = revote(incidence, cut, config.cut_rounds, config, by_trust=True)
+    return without_gaps(np.where(np.isin(object_ids, divided), voted, cut))
+
+
+def shapes_of(
+    weights: list[BlendWeights],
+    label_maps: list[np.ndarray],
+    check: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """The objects that geometry alone shows, (N,) int64 from 0, -1 = none: its masks' votes.
+
+    Args:
+        weights: one for each training view, N Gaussians.
+        label_maps: of `surface_label_maps`.
+        check: called again and again; may raise Cancelled.
+
+    Raises:
+        JobError: as `split_by_votes`.
+    """
+    incidence = mask_incidence(weights, label_maps)
+    return compact(incidence, split_by_votes(incidence, AUTO_LIFT, check), AUTO_LIFT)
 
 
 def _parts(
@@ -131,14 +160,14 @@ def _parts(
     """Parts (N,) of the objects, one for each shape that lies in one, and each part's object.
 
     The first parts are what is left of the K objects; a shape has a part in one if it has a fair
-    share of the object's mass and most of its own there.
+    share of the object's mass and lies there for the most part.
     """
     num_objects, num_shapes = (int(ids.max(initial=-1)) + 1 for ids in (object_ids, shapes))
     both = (object_ids >= 0) & (shapes >= 0)
     cells = np.where(both, object_ids * num_shapes + shapes, -1)
     shared = _mass(incidence, cells, num_objects * num_shapes).reshape(num_objects, num_shapes)
     whole = _mass(incidence, object_ids, num_objects)[:, None]
-    inside = shared >= 0.5 * _mass(incidence, shapes, num_shapes)
+    inside = shared >= config.cut_inside * _mass(incidence, shapes, num_shapes)
     inside &= (shared >= config.cut_share * whole) & (shared > 0)
     numbers = np.full(inside.size + 1, -1)  # the last one for Gaussians of no cell, -1
     numbers[np.nonzero(inside.ravel())[0]] = num_objects + np.arange(inside.sum())

@@ -65,16 +65,10 @@ def folder_label_maps(
             stretched.append(path)
         labels = resize_labels(labels, view.width, view.height)
         maps.append(undistort(labels, undistort_view(view)[1], nearest=True))
-    labelled = sum(labels is not None and bool(labels.any()) for labels in maps)
-    if not labelled:
+    if not any(labels is not None and labels.any() for labels in maps):
         raise JobError(
             f"All label images in {masks_dir} are 0 everywhere, which means unlabelled. "
             "Give each object a number from 1."
-        )
-    if labelled == 1:
-        raise JobError(
-            f"Only one label image in {masks_dir} shows anything: an object is what the masks of "
-            "several photos agree on. Label more photos."
         )
     empty = [path for path, labels in zip(paths, maps) if path and not labels.any()]
     if empty:

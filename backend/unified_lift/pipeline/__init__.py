@@ -7,16 +7,16 @@ import shutil
 from pathlib import Path
 
 from unified_lift.capture import read_capture, write_cameras
-from unified_lift.config import JOINT, MASKS_AUTO, MASKS_SAM, PRESETS, PublishedConfig
+from unified_lift.config import JOINT, MASKS_SAM, PRESETS, PublishedConfig
 from unified_lift.geometry import training_seconds
 from unified_lift.lift.published import Joint
 from unified_lift.pipeline.job import CONFIG, Job
-from unified_lift.pipeline.lifting import given_masks, prepare_lifting
-from unified_lift.pipeline.splats import job_splats, judge_splats, where_kept
+from unified_lift.pipeline.lifting import given_masks, is_judged_by_shape, prepare_lifting
+from unified_lift.pipeline.splats import job_splats, judge_splats
 from unified_lift.pipeline.split import split_scene, write_result
 from unified_lift.preparation import lift_size, read_photos
 from unified_lift.previews import Previews
-from unified_lift.protocol import CAMERAS_FILE, CHECKPOINT_DIR, JobError, JobReport, JobRequest
+from unified_lift.protocol import CAMERAS_FILE, CHECKPOINT_DIR, JobReport, JobRequest
 from unified_lift.rendering import load_engine
 
 
@@ -51,11 +51,8 @@ def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
     gaussians = job_splats(job, joint)
     quality = judge_splats(job, gaussians)
     previews.show(gaussians, None, "Splats")
-    try:
-        lifting = prepare_lifting(job, given, gaussians)
-        split = split_scene(job, lifting, gaussians, joint)
-    except JobError as error:
-        raise JobError(f"{error}{where_kept(job)}") from error
+    lifting = prepare_lifting(job, given, gaussians)
+    split = split_scene(job, lifting, gaussians, joint)
 
     report.stage("export", "Writing the objects")
     write_result(job_dir, gaussians, split)
@@ -70,14 +67,14 @@ def _plan(job: Job) -> dict[str, float]:
     num_points = len(job.capture.points)
     side, number = lift_size(photos, CONFIG)
     pixels = sum(view.width * view.height for view in photos.views_at(side)[:number])
-    lift = CONFIG.vote_seconds * pixels
-    if settings.masks != MASKS_AUTO:
-        lift *= 2
+    lift = votes = CONFIG.vote_seconds * pixels
+    surfaces = CONFIG.surface_seconds * pixels
+    if is_judged_by_shape(settings):
+        surfaces += votes
     if settings.method == "default":
         lift += CONFIG.feature_seconds + CONFIG.codebook_seconds * pixels
-    plan = {"geometry": 0.0, "surfaces": CONFIG.surface_seconds * pixels, "lift": lift}
-    if settings.masks == MASKS_SAM:
-        plan["masks"] = CONFIG.sam_seconds * number
+    masks = CONFIG.sam_seconds * number if settings.masks == MASKS_SAM else 0.0
+    plan = {"geometry": 0.0, "surfaces": surfaces, "masks": masks, "lift": lift}
     if settings.splat:
         return plan
     if num_points >= config.min_points:

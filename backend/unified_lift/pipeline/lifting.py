@@ -16,6 +16,7 @@ from unified_lift.config import (
     JOINT,
     MASKS_AUTO,
     MASKS_SAM,
+    OURS,
     LiftConfig,
     SamConfig,
     Settings,
@@ -23,6 +24,7 @@ from unified_lift.config import (
 )
 from unified_lift.gaussians import GEOMETRY, Gaussians
 from unified_lift.lift.incidence import check_mask_count
+from unified_lift.lift.refinement import shapes_of
 from unified_lift.masks import Show
 from unified_lift.masks.folder import folder_label_maps
 from unified_lift.masks.planes import SurfacePlanes
@@ -30,6 +32,7 @@ from unified_lift.masks.sam import sam_label_maps
 from unified_lift.masks.sam_model import build_sam, read_weights
 from unified_lift.masks.surfaces import surface_label_maps
 from unified_lift.pipeline.job import CONFIG, Job
+from unified_lift.pipeline.splats import where_kept
 from unified_lift.preparation import Photos, lift_size, spread
 from unified_lift.protocol import MASKS_DIR, JobError, Report
 from unified_lift.rendering.weights import BlendWeights
@@ -46,14 +49,15 @@ class Lifting:
         photos: V photos.
         weights: blend weights of each.
         label_maps: (H, W) int32 each, 0 = unlabelled.
-        shape_maps: likewise, of geometry alone; None where there are no others, or no surface.
+        shapes: (N,) int from 0, -1 = none, what geometry alone shows; None where nobody asks, or
+            there is no surface.
         plane_of_gaussian: (N,) int32, the large plane that a Gaussian lies on, 0 = none.
     """
 
     photos: Photos
     weights: list[BlendWeights]
     label_maps: list[np.ndarray]
-    shape_maps: list[np.ndarray] | None
+    shapes: np.ndarray | None
     plane_of_gaussian: np.ndarray
 
 
@@ -76,7 +80,14 @@ def given_masks(photos: Photos, settings: Settings, report: Report) -> GivenMask
         for source, view in zip(photos.sources, photos.views_at(side), strict=True)
     ]
     given = folder_label_maps(Path(settings.masks), sources, report)
-    check_mask_count([given[i] for i in _picked(photos, given)], LiftConfig())
+    chosen = [given[i] for i in _picked(photos, given)]
+    shown = sum(bool(labels.any()) for labels in chosen)
+    if shown < 2:
+        raise JobError(
+            f"Of {len(chosen)} label images in {settings.masks}, {shown} shows anything: an object "
+            "is what the masks of several photos agree on. Label more photos."
+        )
+    check_mask_count(chosen, LiftConfig())
     return given
 
 
@@ -84,6 +95,11 @@ def _picked(photos: Photos, given: GivenMasks) -> list[int]:
     """The views that lift: as many of those with masks as fit the memory, evenly spread."""
     usable = [i for i in range(len(photos.views)) if given is None or given[i] is not None]
     return spread(usable, lift_size(photos, CONFIG)[1])
+
+
+def is_judged_by_shape(settings: Settings) -> bool:
+    """Whether geometry has a say where masks fuse things: not if it made them, nor as published."""
+    return settings.masks != MASKS_AUTO and settings.method in OURS
 
 
 def prepare_lifting(job: Job, given: GivenMasks, gaussians: Gaussians) -> Lifting:
@@ -107,20 +123,21 @@ def prepare_lifting(job: Job, given: GivenMasks, gaussians: Gaussians) -> Liftin
             job.previews.show(gaussians, labels, label)
 
     scene = (chosen.images, chosen.cameras, gaussians, weights, SurfaceMaskConfig())
+    shapes, planes = None, SurfacePlanes.none()
     try:
-        shape_maps, planes = surface_label_maps(*scene, job.report, show)
+        label_maps, planes = surface_label_maps(*scene, job.report, show)
+        if is_judged_by_shape(job.settings):
+            shapes = shapes_of(weights, label_maps, job.report.check)
     except JobError as error:
         if masks == MASKS_AUTO:
             raise
         job.report.warning(
-            f"Floor and walls cannot be told from things, nor what masks fuse. {error}"
+            "Floor and walls cannot be told from things, and things that masks fuse stay one. "
+            f"{error}"
         )
-        shape_maps, planes = None, SurfacePlanes.none()
-    if masks == MASKS_AUTO:
-        label_maps, shape_maps = shape_maps, None
-    elif given:
+    if given:
         label_maps = [given[i] for i in picked]
-    else:
+    elif masks == MASKS_SAM:
         label = "Segmenting photos (SAM)"
         job.report.stage("masks", label)
         found = _sam(job, [job.capture.train_views[i] for i in picked], show)
@@ -131,11 +148,11 @@ def prepare_lifting(job: Job, given: GivenMasks, gaussians: Gaussians) -> Liftin
     if not any(labels.any() for labels in label_maps):
         raise JobError(
             f"There is no mask in any of the {len(label_maps)} photos that objects are looked for "
-            "in. Choose other masks."
+            f"in. Choose other masks.{where_kept(job)}"
         )
     check_mask_count(label_maps, LiftConfig())
     on_plane = planes.plane_of_gaussian(gaussians["means"].numpy())
-    lifting = Lifting(chosen, weights, label_maps, shape_maps, on_plane)
+    lifting = Lifting(chosen, weights, label_maps, shapes, on_plane)
     _write_masks(job.folder / MASKS_DIR, lifting)
     return lifting
 

@@ -25,14 +25,14 @@ from unified_lift.protocol import CHECKPOINT_DIR, JobError
 
 
 def job_splats(job: Job, joint: Joint | None) -> Gaussians:
-    """The user's splats, those that a worker trained before it crashed, or newly trained ones."""
+    """The user's splats, those of an earlier run of the job, or newly trained ones."""
     if job.settings.splat:
         job.report.stage("geometry", "Reading splats")
         return _read_splats(Path(job.settings.splat), job.capture)
     if joint:  # learns while the splats train
         return _train(job, joint)
     folder = job.folder / CHECKPOINT_DIR
-    photos = digest_photos(job.capture)
+    photos = digest_photos(job.capture, job.report.check)
     source = splats_source(photos, job.config, job.engine, job.settings.seed)
     gaussians = kept_splats(folder, source, job.report)
     if gaussians is None:
@@ -46,12 +46,14 @@ def job_splats(job: Job, joint: Joint | None) -> Gaussians:
 
 
 def where_kept(job: Job) -> str:
-    """A sentence on trained splats that outlive a failure; "" if there are none to be chosen."""
+    """A sentence on trained splats that outlive a failure; "" if there are none."""
     path = job.folder.absolute() / CHECKPOINT_DIR / GEOMETRY_FILE
-    # Those of a capture far from its origin do not lie in its world frame.
-    if any(job.capture.origin) or not path.exists():
+    if not path.exists():
         return ""
-    return f" The trained splats are kept: with {path} as the splat, no training is needed again."
+    kept = " The trained splats are kept: run this job again to go on from them"
+    if any(job.capture.origin):  # they do not lie in the world frame of the capture
+        return f"{kept}."
+    return f"{kept}, or choose {path} as the splat of another."
 
 
 def _read_splats(path: Path, capture: Capture) -> Gaussians:

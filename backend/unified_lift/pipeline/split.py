@@ -14,7 +14,7 @@ from unified_lift.gaussians import Gaussians, to_splats
 from unified_lift.lift.compaction import compact, without_gaps
 from unified_lift.lift.default import learn_objects
 from unified_lift.lift.features import nearest_codes
-from unified_lift.lift.incidence import Incidence, mask_incidence
+from unified_lift.lift.incidence import mask_incidence
 from unified_lift.lift.labels import label_map
 from unified_lift.lift.objects import ObjectRecord, describe
 from unified_lift.lift.published import Joint, train_published
@@ -22,16 +22,15 @@ from unified_lift.lift.refinement import refine
 from unified_lift.lift.votes import split_by_votes
 from unified_lift.pipeline.job import Job
 from unified_lift.pipeline.lifting import Lifting
+from unified_lift.pipeline.splats import where_kept
 from unified_lift.ply import write_ply
 from unified_lift.protocol import (
     FEATURES_FILE,
     OBJECTS_FILE,
     SCENE_FILE,
     JobError,
-    Report,
     write_json,
 )
-from unified_lift.rendering.weights import BlendWeights
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,11 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
     report.stage("lift", "Finding objects")
     previews.camera = lifting.photos.cameras[0]
     config = AUTO_LIFT if settings.masks == MASKS_AUTO else LiftConfig()
-    shapes = None
-    if lifting.shape_maps is not None and settings.method in ("default", "votes"):
-        *_, shapes = _vote(lifting.weights, lifting.shape_maps, AUTO_LIFT, report)
-    incidence, tracks, object_ids = _vote(lifting.weights, lifting.label_maps, config, report)
+    incidence = mask_incidence(lifting.weights, lifting.label_maps)
+    report.check()
+    tracks = split_by_votes(incidence, config, report.check)
+    report.check()
+    object_ids = compact(incidence, tracks, config)
     previews.show(gaussians, label_map(lifting.weights[0], object_ids + 1), "First split")
     features = codebook = torch.zeros(0, 0)
 
@@ -65,10 +65,11 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
 
     scene = (lifting.weights, lifting.label_maps)
     if settings.method == "default":
-        learning = (incidence, tracks, object_ids, shapes, config, settings.seed, report, show)
-        object_ids, features, codebook = learn_objects(*scene, *learning)
+        known = (incidence, tracks, object_ids, lifting.shapes)
+        learning = (config, settings.seed, report, show)
+        object_ids, features, codebook = learn_objects(*scene, *known, *learning)
     elif settings.method == "votes":
-        object_ids = refine(incidence, object_ids, config, shapes)
+        object_ids = refine(incidence, object_ids, config, lifting.shapes)
     else:
         training = (incidence.num_gaussians, PublishedConfig(), settings.seed, report)
         learned = joint.learned if joint else train_published(*scene, *training)
@@ -77,37 +78,26 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
     objects, ids, confidence = describe(
         incidence, object_ids, means, lifting.plane_of_gaussian, config
     )
-    _check_objects(objects, tracks, report)
+    _check_objects(objects, tracks, job)
     previews.show(gaussians, label_map(lifting.weights[0], ids), "Objects")
     return Split(objects, ids, confidence, features.numpy(), codebook.numpy())
 
 
-def _vote(
-    weights: list[BlendWeights], label_maps: list[np.ndarray], config: LiftConfig, report: Report
-) -> tuple[Incidence, np.ndarray, np.ndarray]:
-    """The incidence of masks, the tracks of their graph, and these compacted."""
-    incidence = mask_incidence(weights, label_maps)
-    report.check()
-    tracks = split_by_votes(incidence, config, report.check)
-    report.check()
-    return incidence, tracks, compact(incidence, tracks, config)
-
-
-def _check_objects(objects: list[ObjectRecord], tracks: np.ndarray, report: Report) -> None:
+def _check_objects(objects: list[ObjectRecord], tracks: np.ndarray, job: Job) -> None:
     """Refuse a split without objects, and tell where it means little."""
     if not objects:
         alike = "show the same splats" if (tracks < 0).all() else "divide them alike"
         raise JobError(
             f"No object was found: no two photos' masks {alike}. Take more photos that overlap, or "
-            "choose other masks."
+            f"choose other masks.{where_kept(job)}"
         )
     if not any(entry.score for entry in objects):  # codes fall anywhere, whatever masks show
-        report.warning(
+        job.report.warning(
             "No mask shows any of the objects as it is: this split means little. Take more photos "
             "that overlap, or choose other masks."
         )
     if len(objects) == 1:
-        report.warning("Only one object was found: the masks tell no others apart.")
+        job.report.warning("Only one object was found: the masks tell no others apart.")
 
 
 def write_result(job_dir: Path, gaussians: Gaussians, split: Split) -> None:
