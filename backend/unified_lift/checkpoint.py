@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from unified_lift.config import GeometryConfig, RenderConfig, TriangulationConfig
-from unified_lift.digests import digest_code
+from unified_lift.digests import digest_code, digest_file
 from unified_lift.gaussians import Gaussians, from_splats, to_splats
 from unified_lift.ply import read_ply, write_ply
 from unified_lift.protocol import JobError, Report, read_json, write_json
@@ -30,9 +30,9 @@ def splats_source(photos: str, config: GeometryConfig, engine: Engine, seed: int
     return {
         "code": digest_code(*SPLATS_CODE),
         "engine": engine.name,
-        "photos": photos,
+        "capture": photos,
         "preset": repr(config),
-        "points": repr(TriangulationConfig()),
+        "triangulation": repr(TriangulationConfig()),
         "rules": repr(RenderConfig()),
         "seed": seed,
     }
@@ -43,20 +43,22 @@ def keep_splats(folder: Path, source: dict, gaussians: Gaussians) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SOURCE_FILE).unlink(missing_ok=True)
     write_ply(folder / GEOMETRY_FILE, to_splats(gaussians))
-    write_json(folder / SOURCE_FILE, source)
+    write_json(folder / SOURCE_FILE, source | {"splats": digest_file(folder / GEOMETRY_FILE)})
 
 
 def kept_splats(folder: Path, source: dict, report: Report) -> Gaussians | None:
     """The splats of an earlier run, if they are whole and of the same source; else told why not."""
-    path = folder / SOURCE_FILE
+    path, geometry = folder / SOURCE_FILE, folder / GEOMETRY_FILE
     if not path.exists():
         return None
     try:
         known = read_json(path)
         other = [name for name in source if known.get(name) != source[name]]
         if other:
-            raise JobError(f"They are of other {' and '.join(other)}.")
-        return from_splats(read_ply(folder / GEOMETRY_FILE))
-    except JobError as error:
+            raise JobError(f"They were trained with another {' and '.join(other)}.")
+        if known.get("splats") != digest_file(geometry):
+            raise JobError(f"{geometry} is damaged.")
+        return from_splats(read_ply(geometry))
+    except (JobError, OSError) as error:
         report.warning(f"The splats of the last run cannot be used. {error} Training again.")
         return None

@@ -31,6 +31,11 @@ def digest_photos(capture: Capture, check: Callable[[], None] = lambda: None) ->
     return _digest(parts())
 
 
+def digest_file(path: Path) -> str:
+    """Of one file. Raises OSError where it cannot be read."""
+    return _digest([path.read_bytes()])
+
+
 def digest_folder(folder: Path) -> str:
     """Of all files in a folder and below, with their names."""
     return _digest(_contents(folder, (path for path in folder.rglob("*") if path.is_file())))

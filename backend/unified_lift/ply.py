@@ -83,9 +83,13 @@ def write_ply(path: Path, splats: Splats) -> None:
     head = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(splats)}\n{properties}"
     path = Path(path)
     partial = path.with_name(path.name + ".part")
-    with open(partial, "wb") as file:
-        file.write(f"{head}end_header\n".encode("ascii"))
-        file.write(table.tobytes())
+    try:
+        with open(partial, "wb") as file:
+            file.write(f"{head}end_header\n".encode("ascii"))
+            file.write(table.tobytes())
+    except OSError:
+        partial.unlink(missing_ok=True)  # on a full disk others need the room
+        raise
     replace_file(partial, path)
 
 

@@ -17,7 +17,9 @@ from PIL import Image
 from scenes import SAMPLE, write_capture
 
 from unified_lift import pipeline, views
+from unified_lift.checkpoint import keep_splats
 from unified_lift.config import PublishedConfig, Settings
+from unified_lift.gaussians import from_splats
 from unified_lift.ply import Splats, read_ply, write_ply
 from unified_lift.protocol import (
     JobReport,
@@ -314,13 +316,14 @@ def test_splats_of_other_photos_are_trained_again(small, kept):
     assert unified_lift("run", kept).returncode == 0
     assert geometry_stages(kept)[-1].startswith("Training splats")
     messages = [e["message"] for e in read_events(kept)[0] if e["event"] == "warning"]
-    assert any("They are of other photos." in text for text in messages)
+    assert any("They were trained with another capture." in text for text in messages)
 
 
 def test_trained_splats_that_are_not_of_the_photos_are_told(kept):
-    path = kept / "checkpoint" / "geometry.ply"
-    splats = read_ply(path)
-    write_ply(path, replace(splats, sh0=-splats.sh0, shN=-splats.shN))
+    folder = kept / "checkpoint"
+    splats = read_ply(folder / "geometry.ply")
+    source = json.loads((folder / "source.json").read_text())
+    keep_splats(folder, source, from_splats(replace(splats, sh0=-splats.sh0, shN=-splats.shN)))
     unified_lift("run", kept)
     messages = [e["message"] for e in read_events(kept)[0] if e["event"] == "warning"]
     assert any("The trained splats look unlike the photos" in text for text in messages)
@@ -340,13 +343,23 @@ def test_splats_without_a_surface_take_masks(small, tmp_path):
     assert objects and all(entry["kind"] == "thing" for entry in objects)
 
 
+def test_splats_that_cannot_be_kept_are_told(small, tmp_path):
+    job, masks = tmp_path / "job", str(small / "masks" / "paper")
+    write_job(job, JobRequest(str(small), Settings(masks=masks, method="votes", preset="draft")))
+    (job / "checkpoint").write_text("in the way")
+    done = segment_small(small, job)
+    assert done.returncode == 0, done.stderr
+    messages = [e["message"] for e in read_events(job)[0] if e["event"] == "warning"]
+    assert any("The trained splats are not kept" in text for text in messages)
+
+
 def test_damaged_splats_of_an_earlier_run_are_trained_again(small, tmp_path, kept):
     path = kept / "checkpoint" / "geometry.ply"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     assert unified_lift("run", kept).returncode == 0
     messages = [e["message"] for e in read_events(kept)[0] if e["event"] == "warning"]
-    assert any("geometry.ply is cut short" in text for text in messages)
+    assert any("geometry.ply is damaged" in text for text in messages)
     assert segment_small(small, tmp_path / "first").returncode == 0
     first = (tmp_path / "first" / "scene.ply").read_bytes()
     assert (kept / "scene.ply").read_bytes() == first
@@ -420,7 +433,7 @@ def test_masks_that_are_all_zero(small, tmp_path):
 def test_masks_for_one_photo(small, tmp_path):
     for path in sorted((small / "masks" / "paper").iterdir())[1:]:
         path.unlink()
-    assert fails(segment_small(small, tmp_path / "job"), "Of 1 label images", "Label more")
+    assert fails(segment_small(small, tmp_path / "job"), "only 1 of 8 photos", "Label more")
     assert not geometry_stages(tmp_path / "job")
 
 

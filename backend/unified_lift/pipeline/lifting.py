@@ -84,8 +84,8 @@ def given_masks(photos: Photos, settings: Settings, report: Report) -> GivenMask
     shown = sum(bool(labels.any()) for labels in chosen)
     if shown < 2:
         raise JobError(
-            f"Of {len(chosen)} label images in {settings.masks}, {shown} shows anything: an object "
-            "is what the masks of several photos agree on. Label more photos."
+            f"{settings.masks} labels anything in only {shown} of {len(photos.views)} photos: an "
+            "object is what the masks of several photos agree on. Label more photos."
         )
     check_mask_count(chosen, LiftConfig())
     return given

@@ -13,6 +13,7 @@ import torch
 from unified_lift.capture import Capture
 from unified_lift.capture.images import load_photo, scaled_view
 from unified_lift.checkpoint import GEOMETRY_FILE, keep_splats, kept_splats, splats_source
+from unified_lift.config import MASKS_AUTO, MASKS_SAM
 from unified_lift.digests import digest_photos
 from unified_lift.gaussians import Gaussians, from_splats
 from unified_lift.geometry import train, training_seconds
@@ -21,7 +22,7 @@ from unified_lift.metrics import psnr
 from unified_lift.pipeline.job import CONFIG, Job
 from unified_lift.ply import read_ply
 from unified_lift.preparation import to_camera, with_points
-from unified_lift.protocol import CHECKPOINT_DIR, JobError
+from unified_lift.protocol import CHECKPOINT_DIR, JobError, describe_os_error
 
 
 def job_splats(job: Job, joint: Joint | None) -> Gaussians:
@@ -37,7 +38,11 @@ def job_splats(job: Job, joint: Joint | None) -> Gaussians:
     gaussians = kept_splats(folder, source, job.report)
     if gaussians is None:
         gaussians = _train(job, joint)
-        keep_splats(folder, source, gaussians)
+        try:
+            keep_splats(folder, source, gaussians)
+        except OSError as error:  # they are at hand, and the work goes on
+            told = describe_os_error(error, folder)
+            job.report.warning(f"The trained splats are not kept for another run. {told}")
     else:
         job.report.stage("geometry", "Reading splats")
         # Done already, it tells nothing of this machine's speed.
@@ -48,12 +53,14 @@ def job_splats(job: Job, joint: Joint | None) -> Gaussians:
 def where_kept(job: Job) -> str:
     """A sentence on trained splats that outlive a failure; "" if there are none."""
     path = job.folder.absolute() / CHECKPOINT_DIR / GEOMETRY_FILE
-    if not path.exists():
+    ways = []
+    if job.settings.masks not in (MASKS_AUTO, MASKS_SAM):
+        ways.append("mend the masks and run this job again")
+    if not any(job.capture.origin):  # else they do not lie in the world frame of the capture
+        ways.append(f"choose {path} as the splat of a job with other masks")
+    if not path.is_file() or not ways:
         return ""
-    kept = " The trained splats are kept: run this job again to go on from them"
-    if any(job.capture.origin):  # they do not lie in the world frame of the capture
-        return f"{kept}."
-    return f"{kept}, or choose {path} as the splat of another."
+    return f" The trained splats are kept: {', or '.join(ways)}."
 
 
 def _read_splats(path: Path, capture: Capture) -> Gaussians:

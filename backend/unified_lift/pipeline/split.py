@@ -54,6 +54,8 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
     report.check()
     tracks = split_by_votes(incidence, config, report.check)
     report.check()
+    if (tracks < 0).all():  # nothing to learn
+        _check_objects([], tracks, job)
     object_ids = compact(incidence, tracks, config)
     previews.show(gaussians, label_map(lifting.weights[0], object_ids + 1), "First split")
     features = codebook = torch.zeros(0, 0)
