@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unified_lift.config import AUTO_LIFT, MASKS_AUTO, LiftConfig, PublishedConfig
+from unified_lift.config import AUTO_LIFT, MASKS_AUTO, OURS, LiftConfig, PublishedConfig
 from unified_lift.gaussians import Gaussians, to_splats
 from unified_lift.lift.compaction import compact, without_gaps
 from unified_lift.lift.default import learn_objects
@@ -54,7 +54,7 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
     report.check()
     tracks = split_by_votes(incidence, config, report.check)
     report.check()
-    if (tracks < 0).all():  # nothing to learn
+    if settings.method in OURS and (tracks < 0).all():  # nothing to learn
         _check_objects([], tracks, job)
     object_ids = compact(incidence, tracks, config)
     previews.show(gaussians, label_map(lifting.weights[0], object_ids + 1), "First split")
