@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_lift.protocol import JobError
-from unified_lift.protocol import replace as replace_file
+from unified_lift.protocol import JobError, write_whole
 
 SH_COUNTS = (0, 3, 8, 15)  # coefficients above the constant one, for SH degree 0, 1, 2, 3
 _TYPES = {
@@ -81,16 +80,7 @@ def write_ply(path: Path, splats: Splats) -> None:
     kinds = {"<f4": "float", "<i4": "int"}
     properties = "".join(f"property {kinds[kind]} {name}\n" for name, kind in _columns(num_sh))
     head = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(splats)}\n{properties}"
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    try:
-        with open(partial, "wb") as file:
-            file.write(f"{head}end_header\n".encode("ascii"))
-            file.write(table.tobytes())
-    except OSError:
-        partial.unlink(missing_ok=True)  # on a full disk others need the room
-        raise
-    replace_file(partial, path)
+    write_whole(Path(path), f"{head}end_header\n".encode("ascii"), table.tobytes())
 
 
 def _put(table: np.ndarray, names: tuple[str, ...] | list[str], values: np.ndarray) -> None:

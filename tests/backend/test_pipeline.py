@@ -297,6 +297,10 @@ def kept(small, tmp_path):
     return tmp_path / "job"
 
 
+def warnings_of(job):
+    return [event["message"] for event in read_events(job)[0] if event["event"] == "warning"]
+
+
 def geometry_stages(job):
     events = [event for event in read_events(job)[0] if event["event"] == "stage"]
     return [event["label"] for event in events if event["stage"] == "geometry"]
@@ -315,7 +319,7 @@ def test_splats_of_other_photos_are_trained_again(small, kept):
     Image.open(path).transpose(Image.Transpose.ROTATE_180).save(path)
     assert unified_lift("run", kept).returncode == 0
     assert geometry_stages(kept)[-1].startswith("Training splats")
-    messages = [e["message"] for e in read_events(kept)[0] if e["event"] == "warning"]
+    messages = warnings_of(kept)
     assert any("They were trained with another capture." in text for text in messages)
 
 
@@ -325,7 +329,7 @@ def test_trained_splats_that_are_not_of_the_photos_are_told(kept):
     source = json.loads((folder / "source.json").read_text())
     keep_splats(folder, source, from_splats(replace(splats, sh0=-splats.sh0, shN=-splats.shN)))
     unified_lift("run", kept)
-    messages = [e["message"] for e in read_events(kept)[0] if e["event"] == "warning"]
+    messages = warnings_of(kept)
     assert any("The trained splats look unlike the photos" in text for text in messages)
 
 
@@ -337,7 +341,7 @@ def test_splats_without_a_surface_take_masks(small, tmp_path):
     )
     done = segment_small(small, tmp_path / "job", "--splat", tmp_path / "mist.ply")
     assert done.returncode == 0, done.stderr
-    messages = [e["message"] for e in read_events(tmp_path / "job")[0] if e["event"] == "warning"]
+    messages = warnings_of(tmp_path / "job")
     assert any("Floor and walls cannot be told from things" in text for text in messages)
     objects = json.loads((tmp_path / "job" / "objects.json").read_text())["objects"]
     assert objects and all(entry["kind"] == "thing" for entry in objects)
@@ -349,7 +353,7 @@ def test_splats_that_cannot_be_kept_are_told(small, tmp_path):
     (job / "checkpoint").write_text("in the way")
     done = segment_small(small, job)
     assert done.returncode == 0, done.stderr
-    messages = [e["message"] for e in read_events(job)[0] if e["event"] == "warning"]
+    messages = warnings_of(job)
     assert any("The trained splats are not kept" in text for text in messages)
 
 
@@ -358,7 +362,7 @@ def test_damaged_splats_of_an_earlier_run_are_trained_again(small, tmp_path, kep
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     assert unified_lift("run", kept).returncode == 0
-    messages = [e["message"] for e in read_events(kept)[0] if e["event"] == "warning"]
+    messages = warnings_of(kept)
     assert any("geometry.ply is damaged" in text for text in messages)
     assert segment_small(small, tmp_path / "first").returncode == 0
     first = (tmp_path / "first" / "scene.ply").read_bytes()
@@ -404,8 +408,7 @@ def test_an_unreadable_photo_is_left_out(small, tmp_path):
     path.write_bytes(path.read_bytes()[:200])
     done = segment_small(small, tmp_path / "job")
     assert done.returncode == 0, done.stderr
-    warnings = [event for event in read_events(tmp_path / "job")[0] if event["event"] == "warning"]
-    assert path.name in warnings[0]["message"]
+    assert path.name in warnings_of(tmp_path / "job")[0]
 
 
 def test_photos_that_are_all_missing(small, tmp_path):

@@ -8,7 +8,7 @@ import scipy.sparse
 
 from unified_lift.config import LiftConfig
 from unified_lift.lift.compaction import agreement, best_ious, revote, without_gaps
-from unified_lift.lift.incidence import Incidence
+from unified_lift.lift.incidence import Incidence, shared_mass
 
 
 def take_better(
@@ -86,13 +86,8 @@ def _groups(
     incidence: Incidence, split: np.ndarray, other: np.ndarray, config: LiftConfig
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Groups of overlapping objects (A,), (B,) of both splits; A, B >= 1, not both 1."""
-    mass = incidence.mass_of_gaussian
-    num, num_other = int(split.max()) + 1, int(other.max()) + 1
-    both = (split >= 0) & (other >= 0)
-    shared = np.bincount(split[both] * num_other + other[both], mass[both], num * num_other)
-    shared = shared.reshape(num, num_other)
-    total = np.bincount(split[split >= 0], mass[split >= 0], num)
-    other_total = np.bincount(other[other >= 0], mass[other >= 0], num_other)
+    shared, total, other_total = shared_mass(incidence, split, other)
+    num = len(total)
     overlap = shared >= config.group_overlap * np.minimum(total[:, None], other_total)
     links = scipy.sparse.csr_matrix(overlap)
     graph = scipy.sparse.bmat([[None, links], [links.T, None]])

@@ -59,6 +59,11 @@ class Incidence:
         """Weight of each Gaussian in all masks, (N,) float32."""
         return np.asarray(self.mass.sum(0)).ravel()
 
+    def mass_of_labels(self, labels: np.ndarray, num_labels: int) -> np.ndarray:
+        """Weight in all masks (num_labels,) of the Gaussians of each label (N,); -1 = none."""
+        given = labels >= 0
+        return np.bincount(labels[given], self.mass_of_gaussian[given], num_labels)
+
     @cached_property
     def onto_view(self) -> scipy.sparse.csr_matrix:
         """(V, M) float32 of 0 and 1: sums rows of masks to rows of views."""
@@ -73,6 +78,26 @@ class Incidence:
         if len(first):
             best[with_masks] = np.maximum.reduceat(values, first)
         return best
+
+
+def shared_mass(
+    incidence: Incidence, split: np.ndarray, other: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weight in all masks that objects of two splits have in common, and that each has.
+
+    Args:
+        incidence: N Gaussians.
+        split: (N,) int from 0, -1 = none, A objects.
+        other: (N,) int likewise, B objects.
+
+    Returns:
+        (A, B), (A,) and (B,) float64.
+    """
+    num, num_other = (int(ids.max(initial=-1)) + 1 for ids in (split, other))
+    both = np.where((split >= 0) & (other >= 0), split * num_other + other, -1)
+    shared = incidence.mass_of_labels(both, num * num_other).reshape(num, num_other)
+    totals = incidence.mass_of_labels(split, num), incidence.mass_of_labels(other, num_other)
+    return shared, *totals
 
 
 def check_mask_count(label_maps: Sequence[np.ndarray | None], config: LiftConfig) -> None:

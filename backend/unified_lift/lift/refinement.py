@@ -9,7 +9,7 @@ import numpy as np
 
 from unified_lift.config import AUTO_LIFT, LiftConfig
 from unified_lift.lift.compaction import agreement, compact, revote, support, without_gaps
-from unified_lift.lift.incidence import Incidence, mask_incidence
+from unified_lift.lift.incidence import Incidence, mask_incidence, shared_mass
 from unified_lift.lift.votes import split_by_votes
 from unified_lift.rendering.weights import BlendWeights
 
@@ -109,8 +109,8 @@ def cut_fused(
         return object_ids
     joined = agreement(incidence, parts, len(parents), config)
     alone, _ = support(incidence, parts, len(parents), config)
-    mass = _mass(incidence, parts, len(parents))
-    whole = _mass(incidence, object_ids, num_objects)[parents]
+    mass = incidence.mass_of_labels(parts, len(parents))
+    whole = incidence.mass_of_labels(object_ids, num_objects)[parents]
     # What hardly a mask shows by itself, or is a crumb, is no thing.
     sound = (alone >= config.cut_support) & (mass >= config.cut_share * whole)
     apart = (joined >= 0) & (joined < config.cut_agreement) & sound & sound[:, None]
@@ -162,20 +162,12 @@ def _parts(
     The first parts are what is left of the K objects; a shape has a part in one if it has a fair
     share of the object's mass and lies there for the most part.
     """
-    num_objects, num_shapes = (int(ids.max(initial=-1)) + 1 for ids in (object_ids, shapes))
-    both = (object_ids >= 0) & (shapes >= 0)
-    cells = np.where(both, object_ids * num_shapes + shapes, -1)
-    shared = _mass(incidence, cells, num_objects * num_shapes).reshape(num_objects, num_shapes)
-    whole = _mass(incidence, object_ids, num_objects)[:, None]
-    inside = shared >= config.cut_inside * _mass(incidence, shapes, num_shapes)
-    inside &= (shared >= config.cut_share * whole) & (shared > 0)
-    numbers = np.full(inside.size + 1, -1)  # the last one for Gaussians of no cell, -1
-    numbers[np.nonzero(inside.ravel())[0]] = num_objects + np.arange(inside.sum())
-    parts = np.where(numbers[cells] >= 0, numbers[cells], object_ids)
-    return parts, np.append(np.arange(num_objects), np.nonzero(inside)[0])
-
-
-def _mass(incidence: Incidence, labels: np.ndarray, num_labels: int) -> np.ndarray:
-    """Weight in all masks (num_labels,) of the Gaussians of each label; -1 = none."""
-    given = labels >= 0
-    return np.bincount(labels[given], incidence.mass_of_gaussian[given], num_labels)
+    shared, whole, of_shapes = shared_mass(incidence, object_ids, shapes)
+    inside = shared >= config.cut_inside * of_shapes
+    inside &= (shared >= config.cut_share * whole[:, None]) & (shared > 0)
+    parents = np.append(np.arange(len(whole)), np.nonzero(inside)[0])
+    # With a last row and column for Gaussians of no object or shape, -1.
+    numbers = np.full((len(whole) + 1, len(of_shapes) + 1), -1)
+    numbers[:-1, :-1][inside] = np.arange(len(whole), len(parents))
+    of_gaussian = numbers[object_ids, shapes]
+    return np.where(of_gaussian >= 0, of_gaussian, object_ids), parents

@@ -29,8 +29,8 @@ from unified_lift.protocol.files import (
     JobError,
     describe_os_error,
     read_json,
-    replace,
     write_json,
+    write_whole,
 )
 from unified_lift.protocol.lock import JobLock, Locked, is_locked
 from unified_lift.protocol.report import (
@@ -77,8 +77,8 @@ __all__ = [
     "read_events",
     "read_job",
     "read_json",
-    "replace",
     "request_cancel",
     "write_job",
     "write_json",
+    "write_whole",
 ]

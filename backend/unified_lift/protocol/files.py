@@ -30,18 +30,23 @@ class JobError(Exception):
 
 
 def write_json(path: Path, data: object) -> None:
-    """Write JSON under a temporary name, then rename: readers see the old file or the new one."""
+    """Write JSON as `write_whole` does."""
+    write_whole(path, json.dumps(data, indent=1, allow_nan=False).encode())
+
+
+def write_whole(path: Path, *parts: bytes) -> None:
+    """Write under a temporary name, then rename: readers see the old file or the new one."""
     partial = path.with_name(path.name + ".part")
-    text = json.dumps(data, indent=1, allow_nan=False)
     try:
-        partial.write_text(text, encoding="utf-8")
+        with open(partial, "wb") as file:
+            file.writelines(parts)
     except OSError:
-        partial.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)  # on a full disk others need the room
         raise
-    replace(partial, path)
+    _replace(partial, path)
 
 
-def replace(source: Path, target: Path) -> None:
+def _replace(source: Path, target: Path) -> None:
     """Rename over an existing file, trying again while a reader holds it open (Windows)."""
     for _ in range(20):
         try:
