@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,7 @@ from unified_lift.masks.sam_model import (
     import_segment_anything,
     read_weights,
 )
-from unified_lift.protocol import Report, replace
+from unified_lift.protocol import Report, write_whole
 
 
 def sam_label_maps(
@@ -126,6 +127,6 @@ def _read_cached(path: Path) -> np.ndarray | None:
 
 
 def _write_cached(path: Path, labels: np.ndarray) -> None:
-    partial_path = path.with_suffix(".part")
-    Image.fromarray(labels.astype(np.uint16)).save(partial_path, format="PNG")
-    replace(partial_path, path)
+    png = io.BytesIO()
+    Image.fromarray(labels.astype(np.uint16)).save(png, format="PNG")
+    write_whole(path, png.getvalue())
