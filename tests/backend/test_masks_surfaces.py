@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from unified_lift.config import SurfaceMaskConfig
 from unified_lift.masks.depth import DepthView, depth_map, ray_directions
@@ -13,8 +14,8 @@ from unified_lift.masks.flat_things import PlaneGrid, find_things, flat_things
 from unified_lift.masks.fusion import Surface, candidate_voxels, fuse, voxel_size
 from unified_lift.masks.labelling import fill_gaps, label_photo, snap
 from unified_lift.masks.linkage import Contacts, average_linkage
-from unified_lift.masks.planes import SurfacePlanes, find_surface_planes
-from unified_lift.masks.regions import grow_alike, segment
+from unified_lift.masks.planes import Plane, SurfacePlanes, find_surface_planes
+from unified_lift.masks.regions import grow_alike, segment, shunned_planes
 from unified_lift.masks.solids import find_exits, opposite_sides
 from unified_lift.masks.surfaces import surface_label_maps
 from unified_lift.masks.voxels import cell_keys, dilate, neighbour_pairs
@@ -323,17 +324,17 @@ def test_few_views_suffice(scene, num):
     assert box not in (NOTHING, majority(labels, truths, ON_TABLE))
 
 
+NEITHER = np.zeros(14, np.int64)  # kinds of nodes, or kinds that they shun
+
+
 def test_a_leak_does_not_join_two_objects():
     """Two squares of nodes; one short contact between them is good, the long ones are bad."""
     pairs = np.array([[0, 1], [2, 3], [0, 2], [1, 3]])
     contacts = Contacts(pairs, np.array([9.0, 9, 1, 9]), np.array([0.8, 0.8, 0.9, -0.5]))
-    free = np.zeros(4, bool)
-    alone = average_linkage(4, replace(contacts, affinity=np.array([0.8, 0.8, -0.1, -0.5])), free)
-    assert alone[0] == alone[1] != alone[2] == alone[3]
-    leaking = average_linkage(
-        4, replace(contacts, affinity=np.array([0.95, 0.95, 0.9, -0.5])), free
-    )
-    assert leaking[0] == leaking[1] != leaking[2] == leaking[3]
+    for affinity in ([0.8, 0.8, -0.1, -0.5], [0.95, 0.95, 0.9, -0.5]):
+        changed = replace(contacts, affinity=np.array(affinity))
+        clusters = average_linkage(4, changed, NEITHER[:4], NEITHER[:4])
+        assert clusters[0] == clusters[1] != clusters[2] == clusters[3]
 
 
 @pytest.mark.parametrize("affinity, red, num", [(0.15, 0, 1), (0.15, 50, 2), (0.5, 50, 1)])
@@ -342,26 +343,53 @@ def test_where_colours_differ_a_contact_has_to_be_smooth(affinity, red, num):
     nodes = np.repeat([0, 1], 10)
     surface = Surface(1.0, colors, colors, colors, None, [], np.ones(20))
     contacts = Contacts(np.array([[0, 1]]), np.array([9.0]), np.array([affinity]))
-    regions = grow_alike(surface, nodes, contacts, np.zeros(2, np.int32), CONFIG)
+    on_no_plane = np.zeros(2, np.int32), NEITHER[:2]
+    regions = grow_alike(surface, nodes, contacts, *on_no_plane, CONFIG)
     assert len(np.unique(regions)) == num
 
 
-def test_locked_clusters_are_never_joined():
+def test_what_a_plane_shuns_is_never_joined_to_it():
     contacts = Contacts(np.array([[0, 1], [1, 2]]), np.ones(2), np.array([0.9, 0.8]))
-    clusters = average_linkage(3, contacts, np.array([True, False, True]))
+    clusters = average_linkage(3, contacts, np.array([1, 0, 2]), np.array([0, 0, 1]))
     assert clusters[0] == clusters[1] != clusters[2]
 
 
-def slow_linkage(num, contacts, locked):
+def test_what_stands_on_a_plane_is_no_part_of_it():
+    """A floor, and on it a table; on and over these, from the floor up, the middles of six nodes."""
+    up = np.array([0.0, 0, 1])
+    planes = [Plane(up, 3 * up, 0.1), Plane(up, 0 * up, 0.1)]
+    heights, plane_of_node = [0, 0.5, 2, 3, 3.5, 5], np.array([2, 0, 0, 1, 0, 0])
+    positions = np.array([[0, 0, height] for height in heights])
+    table, floor = 1, 2
+    expected = [table, 0, floor, floor, floor, table | floor]
+    assert shunned_planes(positions, planes, plane_of_node, 1.0).tolist() == expected
+
+
+@pytest.mark.parametrize("standing, joined", [(1e9, True), (CONFIG.plane_standing, False)])
+def test_a_box_whose_foot_is_blurred_stays_apart_from_its_table(surface, standing, joined):
+    """Without creases and colours only its height tells the box from the table."""
+    config = replace(CONFIG, plane_standing=standing, crease_degrees=1e9)
+    grey = replace(surface, colors=np.full_like(surface.colors, 50))
+    planes, ids = find_surface_planes(grey, config)
+    regions, plane_regions = segment(grey, planes, ids, config)
+    side = box_faces(surface) == 0
+    assert (np.isin(regions[side], plane_regions).mean() > 0.5) == joined
+
+
+def slow_linkage(num, contacts, kinds, shunned):
     """Average linkage as defined: recompute everything, join the best pair, repeat."""
     clusters = np.arange(num)
+
+    def bits(values, cluster):
+        return np.bitwise_or.reduce(values[clusters == cluster])
+
     while True:
         joined = contacts.joined(clusters)
         for row in np.argsort(-joined.affinity):
-            a, b = joined.pairs[row]
-            both = locked[clusters == a].any() and locked[clusters == b].any()
-            if joined.affinity[row] > 0 and not both:
-                clusters[clusters == b] = a
+            pair = joined.pairs[row]
+            shun = [bits(kinds, a) & bits(shunned, b) for a, b in (pair, pair[::-1])]
+            if joined.affinity[row] > 0 and not any(shun):
+                clusters[clusters == pair[1]] = pair[0]
                 break
         else:
             return clusters
@@ -372,8 +400,9 @@ def test_linkage_agrees_with_its_definition(seed):
     rng = np.random.default_rng(seed)
     pairs = np.stack(np.triu_indices(14, 1), 1)[rng.random(91) < 0.4]
     contacts = Contacts(pairs, rng.uniform(1, 9, len(pairs)), rng.uniform(-1, 1, len(pairs)))
-    locked = rng.random(14) < 0.2
-    fast, slow = average_linkage(14, contacts, locked), slow_linkage(14, contacts, locked)
+    kinds, shunned = (np.where(rng.random(14) < 0.3, rng.integers(1, 4, 14), 0) for _ in range(2))
+    arguments = 14, contacts, kinds, shunned
+    fast, slow = average_linkage(*arguments), slow_linkage(*arguments)
     assert np.array_equal(fast[:, None] == fast, slow[:, None] == slow)
 
 
@@ -399,6 +428,15 @@ def test_paper_on_a_plane_is_a_thing():
     paper = photo[..., 0] == 240
     assert set(np.unique(things)) == {0, 1}
     assert (things[paper] == 1).mean() > 0.6 and (things[~paper] == 0).mean() > 0.95
+
+
+def test_paper_keeps_its_outline_where_a_stretch_of_it_is_blurred():
+    photo = paper_on_a_plane({(20, 30): (240, 240, 240)})
+    paper = photo[..., 0] == 240
+    photo[28:34] = ndimage.uniform_filter(photo, (1, 25, 1))[28:34]
+    things = find_things(photo, np.ones((60, 80), bool), CONFIG)
+    assert things.max() == 1
+    assert ((things == 1) & paper).sum() > 0.8 * ((things == 1) | paper).sum()
 
 
 def test_tiles_and_printed_roses_are_no_things():

@@ -47,7 +47,9 @@ def ordered_pairs(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return pairs[rows], rows
 
 
-def average_linkage(num: int, contacts: Contacts, locked: np.ndarray) -> np.ndarray:
+def average_linkage(
+    num: int, contacts: Contacts, kinds: np.ndarray, shunned: np.ndarray
+) -> np.ndarray:
     """Join the pair with the highest affinity, again and again, until none is above 0.
 
     The affinity of two clusters is the average over their whole contact, so a leak at one spot
@@ -56,12 +58,14 @@ def average_linkage(num: int, contacts: Contacts, locked: np.ndarray) -> np.ndar
     Args:
         num: number of nodes.
         contacts: between nodes 0..num-1.
-        locked: (num,) bool; no two clusters with locked nodes are joined.
+        kinds: (num,) int64, a bit for each kind that a node is of.
+        shunned: (num,) int64, a bit for each kind that it cannot be joined to; clusters are of all
+            kinds of their nodes, and shun all that these shun.
 
     Returns:
         (num,) int64, the cluster of each node, from 0.
     """
-    clusters = _Clusters.of_nodes(num, contacts, locked)
+    clusters = _Clusters.of_nodes(num, contacts, kinds, shunned)
     while clusters.waiting:
         _, a, b, length = heapq.heappop(clusters.waiting)
         contact = clusters.contacts[a].get(b)
@@ -77,26 +81,30 @@ class _Clusters:
     Attributes:
         contacts: for each cluster {other: (affinity times length, length)}.
         parent: the cluster that swallowed this one, itself if it lives.
-        locked: whether it holds a locked node.
+        kinds, shunned: as those of `average_linkage`.
         waiting: heap of (-affinity, a, b, length); entries whose length is outdated are void.
     """
 
     contacts: list[dict[int, tuple[float, float]]]
     parent: list[int]
-    locked: list[bool]
+    kinds: list[int]
+    shunned: list[int]
     waiting: list[tuple[float, int, int, float]]
 
     @classmethod
-    def of_nodes(cls, num: int, contacts: Contacts, locked: np.ndarray) -> _Clusters:
+    def of_nodes(
+        cls, num: int, contacts: Contacts, kinds: np.ndarray, shunned: np.ndarray
+    ) -> _Clusters:
         """Each node a cluster of its own."""
-        clusters = cls([{} for _ in range(num)], list(range(num)), locked.tolist(), [])
+        empty: list[dict] = [{} for _ in range(num)]
+        clusters = cls(empty, list(range(num)), kinds.tolist(), shunned.tolist(), [])
         columns = contacts.pairs.tolist(), contacts.lengths.tolist(), contacts.affinity.tolist()
         for (a, b), length, affinity in zip(*columns):
             clusters.set_contact(a, b, affinity * length, length)
         return clusters
 
     def may_join(self, a: int, b: int) -> bool:
-        return not (self.locked[a] and self.locked[b])
+        return not (self.kinds[a] & self.shunned[b] or self.kinds[b] & self.shunned[a])
 
     def set_contact(self, a: int, b: int, weighted: float, length: float) -> None:
         self.contacts[a][b] = self.contacts[b][a] = (weighted, length)
@@ -108,7 +116,8 @@ class _Clusters:
         if len(self.contacts[a]) < len(self.contacts[b]):
             a, b = b, a
         self.parent[b] = a
-        self.locked[a] |= self.locked[b]
+        self.kinds[a] |= self.kinds[b]
+        self.shunned[a] |= self.shunned[b]
         del self.contacts[a][b]
         for other, (weighted, length) in self.contacts[b].items():
             if other == a:

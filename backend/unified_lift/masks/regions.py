@@ -48,11 +48,12 @@ def segment(
             "The photos hardly overlap: no piece of surface has two pixels. Take more photos, or "
             "use larger ones."
         )
-    means = (group_means(nodes[used], x[used]) for x in (positions, normals, surface.colors))
+    means = [group_means(nodes[used], x[used]) for x in (positions, normals, surface.colors)]
     contacts = crease_contacts(nodes, surface.neighbours, *means, config)
     plane_of_node = np.zeros(nodes.max() + 1, np.int32)
     plane_of_node[nodes[used]] = plane_of_voxel[used]
-    region_of_node = grow_alike(surface, nodes, contacts, plane_of_node, config)
+    shunned = shunned_planes(means[0], planes, plane_of_node, config.plane_standing * surface.size)
+    region_of_node = grow_alike(surface, nodes, contacts, plane_of_node, shunned, config)
     regions = np.where(used, region_of_node[nodes], -1)
     rays = find_exits(surface, np.nonzero(used & (plane_of_voxel == 0))[0], config)
     for _ in range(config.whole_rounds):
@@ -154,11 +155,36 @@ def crease_contacts(
     return Contacts(pairs, lengths.astype(np.float64), affinity)
 
 
+def shunned_planes(
+    positions: np.ndarray, planes: list[Plane], plane_of_node: np.ndarray, standing: float
+) -> np.ndarray:
+    """The planes of which a node is no part: all others, if it lies on one; those it stands on.
+
+    What stands on a plane often passes into it where splats blur the crease at its foot.
+
+    Args:
+        positions: (S, 3) of the nodes.
+        planes: P planes.
+        plane_of_node: (S,) int32, from 1, 0 = none.
+        standing: height above a plane from which on a node is no bump of it, world units.
+
+    Returns:
+        (S,) int64, bit p - 1 for plane p.
+    """
+    result = np.zeros(len(positions), np.int64)
+    for number, plane in enumerate(planes, 1):
+        on_other = (plane_of_node > 0) & (plane_of_node != number)
+        above = (positions - plane.center) @ plane.normal > standing
+        result |= (on_other | above & (plane_of_node == 0)).astype(np.int64) << (number - 1)
+    return result
+
+
 def grow_alike(
     surface: Surface,
     nodes: np.ndarray,
     contacts: Contacts,
     plane_of_node: np.ndarray,
+    shunned: np.ndarray,
     config: SurfaceMaskConfig,
 ) -> np.ndarray:
     """Join supervoxels (S,) into regions: first what surely belongs together, then the rest.
@@ -171,30 +197,34 @@ def grow_alike(
         nodes: (n,) supervoxel of each voxel, -1 = none.
         contacts: between supervoxels.
         plane_of_node: (S,) int32, 0 = none.
+        shunned: (S,) int64 planes that each is not joined to.
         config: `sure_affinity` and `whole_intersection`.
 
     Returns:
         (S,) int64, from 0.
     """
-    sure = grow(contacts.less(config.sure_affinity), plane_of_node)
-    plane_of_sure = np.zeros(sure.max() + 1, np.int32)
-    plane_of_sure[sure] = plane_of_node
+    sure = grow(contacts.less(config.sure_affinity), plane_of_node, shunned)
+    num = sure.max() + 1
+    plane_of_sure, shunned_of_sure = np.zeros(num, np.int32), np.zeros(num, np.int64)
+    np.maximum.at(plane_of_sure, sure, plane_of_node)
+    np.bitwise_or.at(shunned_of_sure, sure, shunned)
     regions = np.where(nodes >= 0, sure[nodes], -1)
-    histograms = color_histograms(surface, regions, len(plane_of_sure))
+    histograms = color_histograms(surface, regions, num)
     between = contacts.joined(sure)
     unlike = 1 - similarity(histograms, between.pairs) / config.whole_intersection
     doubt = config.sure_affinity * np.maximum(unlike, 0)
-    return grow(between.less(doubt), plane_of_sure)[sure]
+    return grow(between.less(doubt), plane_of_sure, shunned_of_sure)[sure]
 
 
-def grow(contacts: Contacts, plane_of_node: np.ndarray) -> np.ndarray:
-    """Join nodes (S,) while affinities are above 0, (S,) int64; two planes are never joined."""
+def grow(contacts: Contacts, plane_of_node: np.ndarray, shunned: np.ndarray) -> np.ndarray:
+    """Join nodes (S,) while affinities are above 0, (S,) int64; nodes of a plane are one."""
     alone = np.arange(len(plane_of_node)) + plane_of_node.max() + 1
     _, first, groups = np.unique(
         np.where(plane_of_node > 0, plane_of_node, alone), return_index=True, return_inverse=True
     )
-    locked = plane_of_node[first] > 0
-    return average_linkage(len(first), contacts.joined(groups), locked)[groups]
+    plane = plane_of_node[first].astype(np.int64)
+    kinds = np.where(plane > 0, 1 << np.maximum(plane - 1, 0), 0)
+    return average_linkage(len(first), contacts.joined(groups), kinds, shunned[first])[groups]
 
 
 def join_parts(
