@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from unified_lift.config import SurfaceMaskConfig
 from unified_lift.masks.depth import DepthView, depth_map, ray_directions
-from unified_lift.masks.flat_things import PlaneGrid, find_things, flat_things
+from unified_lift.masks.flat_things import PlaneGrid, find_things, flat_things, without_things
 from unified_lift.masks.fusion import Surface, candidate_voxels, fuse, voxel_size
 from unified_lift.masks.labelling import fill_gaps, label_photo, snap
 from unified_lift.masks.linkage import Contacts, average_linkage
@@ -355,7 +355,7 @@ def test_what_a_plane_shuns_is_never_joined_to_it():
 
 
 def test_what_stands_on_a_plane_is_no_part_of_it():
-    """A floor, and on it a table; on and over these, from the floor up, the middles of six nodes."""
+    """A floor, and on it a table; from the floor up, six nodes on and over these."""
     up = np.array([0.0, 0, 1])
     planes = [Plane(up, 3 * up, 0.1), Plane(up, 0 * up, 0.1)]
     heights, plane_of_node = [0, 0.5, 2, 3, 3.5, 5], np.array([2, 0, 0, 1, 0, 0])
@@ -487,6 +487,17 @@ def test_a_flat_thing_has_one_number_in_all_views(scene, surface, painted):
     shown, paper = np.stack(found) == 1, np.stack(painted[1])
     assert (shown & paper).sum() > 0.7 * (shown | paper).sum()  # borders snap to the photo later
     assert not any(labels.any() for labels in find_flat_things(*scene[:2], surface))
+
+
+def test_paper_is_no_part_of_the_table_as_a_surface(scene, surface, painted):
+    planes, ids = find_surface_planes(surface, CONFIG)
+    planes = SurfacePlanes(tuple(planes), surface.positions, ids, 4 * surface.size)
+    found = without_things(planes, surface.pixel_voxels, painted[1])
+    x, y, _ = surface.positions.T
+    paper = (ids == 1) & (x > 0.7) & (x < 1.1) & (np.abs(y) < 0.3)
+    beside = (ids == 1) & ((x < 0.6) | (x > 1.2) | (np.abs(y) > 0.4))
+    assert paper.sum() > 20 and not found.plane_of_voxel[paper].any()
+    assert (found.plane_of_voxel[beside] == 1).all()
 
 
 def test_looking_for_flat_things_can_be_cancelled(scene, surface):

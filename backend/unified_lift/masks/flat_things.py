@@ -7,7 +7,7 @@ all photos, and what a single photo shows (noise, a reflection, the edge of a pa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -62,6 +62,25 @@ def flat_things(
         report.check()
         result.append(_thing_of_pixels(view, planes, found, surface.reach))
     return result
+
+
+def without_things(
+    surface: SurfacePlanes, pixel_voxels: list[np.ndarray], things: list[np.ndarray]
+) -> SurfacePlanes:
+    """The same planes without the voxels that mostly show flat things: these are no floor.
+
+    Args:
+        surface: the voxels and their planes.
+        pixel_voxels: (H, W) int32 of each view, the voxel of a pixel, -1 = none.
+        things: (H, W) int32 of each view, as `flat_things`.
+    """
+    num = len(surface.plane_of_voxel)
+    shown, covered = np.zeros(num, np.int64), np.zeros(num, np.int64)
+    for voxels, thing in zip(pixel_voxels, things, strict=True):
+        shown += np.bincount(voxels[voxels >= 0], minlength=num)
+        covered += np.bincount(voxels[(voxels >= 0) & (thing > 0)], minlength=num)
+    free = np.where(covered > shown / 2, 0, surface.plane_of_voxel)
+    return replace(surface, plane_of_voxel=free)
 
 
 def _plane_of_pixels(pixel_voxels: np.ndarray, surface: SurfacePlanes) -> np.ndarray:

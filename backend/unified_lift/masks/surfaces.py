@@ -20,7 +20,7 @@ from unified_lift.config import SurfaceMaskConfig
 from unified_lift.gaussians import Gaussians
 from unified_lift.masks import Show
 from unified_lift.masks.depth import DepthView, depth_view
-from unified_lift.masks.flat_things import flat_things
+from unified_lift.masks.flat_things import flat_things, without_things
 from unified_lift.masks.fusion import fuse, voxel_size
 from unified_lift.masks.labelling import label_photo
 from unified_lift.masks.planes import SurfacePlanes, find_surface_planes
@@ -55,7 +55,8 @@ def surface_label_maps(
         show: called as often, with the view's label map or None, to make a preview.
 
     Returns:
-        V label maps (H, W) int32, 0 = unlabelled, and the planes of the scene.
+        V label maps (H, W) int32, 0 = unlabelled; and the planes of the scene without the flat
+        things on them.
 
     Raises:
         JobError: nothing is opaque, or no surface is seen by several photos.
@@ -71,6 +72,7 @@ def surface_label_maps(
         if not all_planes:
             cell = voxel_size(views, 1.0, config)
             flat = flat_things(photos, views, pixel_voxels, planes, cell, config, report)
+            planes = without_things(planes, pixel_voxels, flat)
         turn = range(len(all_planes), len(photos), len(sizes))
         label = partial(label_photo, regions=regions, plane_regions=plane_regions, config=config)
         some = ([images[view] for view in turn] for images in (photos, pixel_voxels, flat))
