@@ -236,14 +236,16 @@ class SurfaceMaskConfig:
     plane_min_mass: float = 0.04  # share of all mass
     plane_patch_share: float = 0.7  # its largest connected patch has this share of the minimum
     plane_crumb_share: float = 0.05  # connected patches below this share of it are not the plane
-    plane_standing: float = 4.0  # h; what is higher above a plane is no bump of it
+    standing_height: float = 6.0  # h; what is higher above a plane is no bump of it ...
+    standing_min_voxels: int = 30  # ... unless it is as small as this
+    standing_min_mass: float = 0.12  # share of all mass; smaller planes may be faces of things
     box_edge: int = 10  # pairs of touching voxels at an edge of two planes
 
     # Flat things on planes, in a picture of the plane; its pixels are those of the reference side.
     flat_max_cells: int = 1_000_000  # of the picture; a larger plane has larger pixels
     flat_min_samples: int = 3  # pixels of photos that show a cell
     flat_closing: int = 2  # cells; gaps that are closed
-    flat_contrast: float = 2500.0  # squared colour difference that a pixel of border is worth
+    flat_border_cost: float = 2500.0  # squared colour difference times pixels, per pixel of border
     flat_min_area: float = 60.0  # pixels
     flat_min_inside: float = 0.6  # share in the plane
     flat_min_solidity: float = 0.7
@@ -278,7 +280,8 @@ class SurfaceMaskConfig:
 
     # From voxels to pixels.
     fill_gap: float = 6.0  # pixels; unlabelled ones take the nearest label within this
-    snap_scale: float = 40.0  # felzenszwalb of the photo: its segments take one label
+    snap_scale: float = 40.0  # felzenszwalb of the photo: its segments take one label; also the
+    # finest segments of a plane's picture
     snap_sigma: float = 0.6
     snap_min_area: float = 10.0  # pixels
 

@@ -7,18 +7,18 @@ all photos, and what a single photo shows (noise, a reflection, the edge of a pa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 from skimage.color import rgb2lab
-from skimage.graph import RAG, merge_hierarchical
 from skimage.measure import regionprops
 
 from unified_lift.config import SurfaceMaskConfig
 from unified_lift.masks.depth import DepthView, ray_directions
 from unified_lift.masks.labelling import colour_segments
-from unified_lift.masks.linkage import ordered_pairs
+from unified_lift.masks.merging import merge_alike
 from unified_lift.masks.planes import Plane, SurfacePlanes
 from unified_lift.masks.regions import LAB_WEIGHTS
 from unified_lift.protocol import Report
@@ -41,8 +41,8 @@ def flat_things(
         pixel_voxels: (H, W) int32 of each, the voxel of a pixel, -1 = none.
         surface: the voxels and their planes.
         cell: size of a picture's pixel, world units: that of a photo's pixel at the reference size.
-        config: the constants `flat_*`.
-        report: asked for each plane and each view whether to stop.
+        config: the constants `flat_*` and `snap_*`.
+        report: asked again and again whether to stop.
 
     Returns:
         The thing of each pixel, V of (H, W) int32, 0 = none; a thing has one number in all views.
@@ -54,7 +54,8 @@ def flat_things(
         positions = surface.positions[surface.plane_of_voxel == number]
         grid = PlaneGrid.covering(plane, positions, cell, config.flat_max_cells)
         shown = [planes == number for planes in planes_shown]
-        things = find_things(*grid.picture(photos, views, shown, config), config)
+        picture = grid.picture(photos, views, shown, config)
+        things = find_things(*picture, config, report.check)
         found.append((grid, np.where(things > 0, first + things, 0)))
         first += things.max()
     result = []
@@ -73,6 +74,9 @@ def without_things(
         surface: the voxels and their planes.
         pixel_voxels: (H, W) int32 of each view, the voxel of a pixel, -1 = none.
         things: (H, W) int32 of each view, as `flat_things`.
+
+    Returns:
+        the same but for `plane_of_voxel`; voxels that no pixel shows keep their plane.
     """
     num = len(surface.plane_of_voxel)
     shown, covered = np.zeros(num, np.int64), np.zeros(num, np.int64)
@@ -190,20 +194,26 @@ class PlaneGrid:
         return colors.round().astype(np.uint8), enough | closed
 
 
-def find_things(picture: np.ndarray, seen: np.ndarray, config: SurfaceMaskConfig) -> np.ndarray:
+def find_things(
+    picture: np.ndarray,
+    seen: np.ndarray,
+    config: SurfaceMaskConfig,
+    check: Callable[[], None] = lambda: None,
+) -> np.ndarray:
     """Number the compact colour segments of a plane's picture whose colour is not the plane's.
 
     Args:
         picture: (h, w, 3) uint8.
         seen: (h, w) bool, the part of it that belongs to the plane.
-        config: the constants `flat_*`.
+        config: the constants `flat_*`; the first segments are those of `snap_*`.
+        check: called again and again; what it raises ends the search.
 
     Returns:
         (h, w) int32 from 1, 0 = no thing.
     """
     colors = rgb2lab(picture).astype(np.float32) * LAB_WEIGHTS.astype(np.float32)
     fine = colour_segments(picture, config.snap_scale, config.snap_sigma, config.snap_min_area, 1.0)
-    segments = merge_alike(colors, fine, config.flat_contrast)
+    segments = merge_alike(colors, fine, config.flat_border_cost, check)
     share = np.bincount(segments.ravel(), seen.ravel()) / np.bincount(segments.ravel())
     of_plane, total = colors[seen], np.count_nonzero(seen)
     things, num = np.zeros(segments.shape, np.int32), 0
@@ -219,50 +229,6 @@ def find_things(picture: np.ndarray, seen: np.ndarray, config: SurfaceMaskConfig
             num += 1
             things[inside] = num
     return things
-
-
-def merge_alike(colors: np.ndarray, segments: np.ndarray, worth: float) -> np.ndarray:
-    """Merge neighbouring segments for as long as that simplifies the picture more than it blurs it.
-
-    The model is that of Mumford and Shah (1989), greedily (Koepfler, Lopez and Morel 1994): a
-    merge adds to the squared distances from the segments' mean colours and saves the length of
-    their border. Unlike felzenszwalb's, such segments do not leak where a border is weak.
-
-    Args:
-        colors: (h, w, 3).
-        segments: (h, w) int from 0.
-        worth: of a border: squared colour difference times cells, for each unit of its length.
-
-    Returns:
-        (h, w) int64 from 0.
-    """
-    areas = np.bincount(segments.ravel()).astype(np.float64)
-    sums = [np.bincount(segments.ravel(), channel.ravel()) for channel in np.moveaxis(colors, 2, 0)]
-    means = np.stack(sums, 1) / areas[:, None]
-
-    def border(a: int, b: int, length: float) -> dict[str, float]:
-        area = areas[a] * areas[b] / (areas[a] + areas[b])
-        contrast = area * ((means[a] - means[b]) ** 2).sum()
-        return {"length": length, "weight": contrast / length}
-
-    def absorb(_: RAG, source: int, target: int) -> None:
-        total = areas[source] + areas[target]
-        means[target] += (means[source] - means[target]) * areas[source] / total
-        areas[target] = total
-
-    def updated(graph: RAG, source: int, target: int, neighbour: int) -> dict[str, float]:
-        lengths = (graph.get_edge_data(x, neighbour, {"length": 0}) for x in (source, target))
-        return border(target, neighbour, sum(edge["length"] for edge in lengths))
-
-    graph = RAG()
-    graph.add_nodes_from((segment, {"labels": [segment]}) for segment in range(len(areas)))
-    down = np.stack([segments[:-1], segments[1:]], -1).reshape(-1, 2)
-    right = np.stack([segments[:, :-1], segments[:, 1:]], -1).reshape(-1, 2)
-    pairs, _ = ordered_pairs(np.concatenate([down, right]))
-    pairs, lengths = np.unique(pairs, axis=0, return_counts=True)
-    for (a, b), length in zip(pairs.tolist(), lengths.tolist(), strict=True):
-        graph.add_edge(a, b, **border(a, b, length))
-    return merge_hierarchical(segments, graph, worth, False, True, absorb, updated)
 
 
 def repeats(inside: np.ndarray, of_plane: np.ndarray, config: SurfaceMaskConfig) -> bool:

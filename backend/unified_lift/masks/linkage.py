@@ -47,8 +47,14 @@ def ordered_pairs(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return pairs[rows], rows
 
 
+def touching(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of different nodes among (k, 2), each once (m, 2) int64, and how often (m,)."""
+    pairs, _ = ordered_pairs(pairs)
+    return np.unique(pairs, axis=0, return_counts=True)
+
+
 def average_linkage(
-    num: int, contacts: Contacts, kinds: np.ndarray, shunned: np.ndarray
+    num: int, contacts: Contacts, planes: np.ndarray, cannot_link: np.ndarray
 ) -> np.ndarray:
     """Join the pair with the highest affinity, again and again, until none is above 0.
 
@@ -58,14 +64,14 @@ def average_linkage(
     Args:
         num: number of nodes.
         contacts: between nodes 0..num-1.
-        kinds: (num,) int64, a bit for each kind that a node is of.
-        shunned: (num,) int64, a bit for each kind that it cannot be joined to; clusters are of all
-            kinds of their nodes, and shun all that these shun.
+        planes: (num,) int64, the bit of the plane that a node lies on, 0 = none.
+        cannot_link: (num,) int64, the bits of planes that it is not joined to, nor any cluster
+            with it.
 
     Returns:
         (num,) int64, the cluster of each node, from 0.
     """
-    clusters = _Clusters.of_nodes(num, contacts, kinds, shunned)
+    clusters = _Clusters.of_nodes(num, contacts, planes, cannot_link)
     while clusters.waiting:
         _, a, b, length = heapq.heappop(clusters.waiting)
         contact = clusters.contacts[a].get(b)
@@ -81,30 +87,30 @@ class _Clusters:
     Attributes:
         contacts: for each cluster {other: (affinity times length, length)}.
         parent: the cluster that swallowed this one, itself if it lives.
-        kinds, shunned: as those of `average_linkage`.
+        planes, cannot_link: as those of `average_linkage`, all bits of its nodes.
         waiting: heap of (-affinity, a, b, length); entries whose length is outdated are void.
     """
 
     contacts: list[dict[int, tuple[float, float]]]
     parent: list[int]
-    kinds: list[int]
-    shunned: list[int]
+    planes: list[int]
+    cannot_link: list[int]
     waiting: list[tuple[float, int, int, float]]
 
     @classmethod
     def of_nodes(
-        cls, num: int, contacts: Contacts, kinds: np.ndarray, shunned: np.ndarray
+        cls, num: int, contacts: Contacts, planes: np.ndarray, cannot_link: np.ndarray
     ) -> _Clusters:
         """Each node a cluster of its own."""
         empty: list[dict] = [{} for _ in range(num)]
-        clusters = cls(empty, list(range(num)), kinds.tolist(), shunned.tolist(), [])
+        clusters = cls(empty, list(range(num)), planes.tolist(), cannot_link.tolist(), [])
         columns = contacts.pairs.tolist(), contacts.lengths.tolist(), contacts.affinity.tolist()
         for (a, b), length, affinity in zip(*columns):
             clusters.set_contact(a, b, affinity * length, length)
         return clusters
 
     def may_join(self, a: int, b: int) -> bool:
-        return not (self.kinds[a] & self.shunned[b] or self.kinds[b] & self.shunned[a])
+        return not (self.planes[a] & self.cannot_link[b] or self.planes[b] & self.cannot_link[a])
 
     def set_contact(self, a: int, b: int, weighted: float, length: float) -> None:
         self.contacts[a][b] = self.contacts[b][a] = (weighted, length)
@@ -116,8 +122,8 @@ class _Clusters:
         if len(self.contacts[a]) < len(self.contacts[b]):
             a, b = b, a
         self.parent[b] = a
-        self.kinds[a] |= self.kinds[b]
-        self.shunned[a] |= self.shunned[b]
+        self.planes[a] |= self.planes[b]
+        self.cannot_link[a] |= self.cannot_link[b]
         del self.contacts[a][b]
         for other, (weighted, length) in self.contacts[b].items():
             if other == a:

@@ -10,6 +10,7 @@ from scipy.spatial import cKDTree
 
 from unified_lift.config import SurfaceMaskConfig
 from unified_lift.masks.fusion import Surface
+from unified_lift.masks.linkage import touching
 from unified_lift.masks.voxels import components
 
 MIN_INLIERS = 10  # to fit a plane
@@ -33,7 +34,7 @@ class SurfacePlanes:
     Attributes:
         planes: P planes, the heaviest first.
         positions: (n, 3) float32, voxels of the whole surface, world frame.
-        plane_of_voxel: (n,) int32, 1..P, 0 = on no plane.
+        plane_of_voxel: (n,) int32, 1..P, 0 = on no plane, or part of a flat thing there.
         reach: how far a Gaussian may lie from its voxel, world units.
     """
 
@@ -108,10 +109,8 @@ def _without_boxes(
 
     Two planes that meet at a convex edge may be a table top and its front; three are a box.
     """
-    edges = np.sort(ids[surface.neighbours], axis=1)
-    edges = edges[(edges[:, 0] > 0) & (edges[:, 0] < edges[:, 1])]
-    pairs, lengths = np.unique(edges, axis=0, return_counts=True)
-    long = lengths >= config.box_edge
+    pairs, lengths = touching(ids[surface.neighbours])
+    long = (lengths >= config.box_edge) & (pairs[:, 0] > 0)
     convex = [pair - 1 for pair in pairs[long] if _meet_convex(surface, planes, ids, *pair)]
     box = components(np.reshape(convex, (-1, 2)).astype(int), len(planes))
     is_face = np.bincount(box, minlength=1)[box] >= BOX_FACES

@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 
 from unified_lift.config import SurfaceMaskConfig
 from unified_lift.masks.fusion import Surface
-from unified_lift.masks.linkage import Contacts, average_linkage, ordered_pairs
+from unified_lift.masks.linkage import Contacts, average_linkage, touching
 from unified_lift.masks.planes import Plane
 from unified_lift.masks.solids import find_exits, opposite_sides
 from unified_lift.masks.voxels import cell_keys, components, group_means, unit
@@ -31,7 +31,7 @@ def segment(
         surface: n voxels.
         planes: its planes; each becomes one region, together with the bumps that rejoin it.
         plane_of_voxel: (n,) int32, from 1, 0 = none.
-        config: the constants of supervoxels, creases and wholes.
+        config: the constants of supervoxels, creases and wholes, and `standing_*`.
 
     Returns:
         the region of each voxel (n,) int32, from 1, the heaviest first, 0 = none; and the regions
@@ -52,8 +52,9 @@ def segment(
     contacts = crease_contacts(nodes, surface.neighbours, *means, config)
     plane_of_node = np.zeros(nodes.max() + 1, np.int32)
     plane_of_node[nodes[used]] = plane_of_voxel[used]
-    shunned = shunned_planes(means[0], planes, plane_of_node, config.plane_standing * surface.size)
-    region_of_node = grow_alike(surface, nodes, contacts, plane_of_node, shunned, config)
+    on_planes = (surface, planes, plane_of_voxel)
+    stands_on = planes_below(*on_planes, nodes, means[0], contacts, config)
+    region_of_node = grow_alike(surface, nodes, contacts, plane_of_node, stands_on, config)
     regions = np.where(used, region_of_node[nodes], -1)
     rays = find_exits(surface, np.nonzero(used & (plane_of_voxel == 0))[0], config)
     for _ in range(config.whole_rounds):
@@ -143,8 +144,7 @@ def crease_contacts(
         config: crease and contrast.
     """
     pairs = nodes[neighbours]
-    pairs, _ = ordered_pairs(pairs[(pairs >= 0).all(1)])
-    pairs, lengths = np.unique(pairs, axis=0, return_counts=True)
+    pairs, lengths = touching(pairs[(pairs >= 0).all(1)])
     a, b = pairs.T
     normals = unit(normals)
     angle = np.degrees(np.arccos(np.clip(np.einsum("ij,ij->i", normals[a], normals[b]), -1, 1)))
@@ -155,27 +155,44 @@ def crease_contacts(
     return Contacts(pairs, lengths.astype(np.float64), affinity)
 
 
-def shunned_planes(
-    positions: np.ndarray, planes: list[Plane], plane_of_node: np.ndarray, standing: float
+def planes_below(
+    surface: Surface,
+    planes: list[Plane],
+    plane_of_voxel: np.ndarray,
+    nodes: np.ndarray,
+    positions: np.ndarray,
+    contacts: Contacts,
+    config: SurfaceMaskConfig,
 ) -> np.ndarray:
-    """The planes of which a node is no part: all others, if it lies on one; those it stands on.
+    """The large planes that a supervoxel stands on, and is thus no part of.
 
-    What stands on a plane often passes into it where splats blur the crease at its foot.
+    Splats blur the crease at the foot of what stands on a plane, so that it passes into it. A
+    small plane may be a face of a thing instead, and a few voxels above one are noise.
 
     Args:
-        positions: (S, 3) of the nodes.
+        surface: n voxels.
         planes: P planes.
-        plane_of_node: (S,) int32, from 1, 0 = none.
-        standing: height above a plane from which on a node is no bump of it, world units.
+        plane_of_voxel: (n,) int32, from 1, 0 = none.
+        nodes: (n,) supervoxel of each voxel, -1 = none.
+        positions: (S, 3) of the supervoxels.
+        contacts: between them.
+        config: the constants `standing_*`.
 
     Returns:
         (S,) int64, bit p - 1 for plane p.
     """
     result = np.zeros(len(positions), np.int64)
+    voxels = np.bincount(nodes[nodes >= 0])
+    alike = contacts.pairs[contacts.affinity > 0]
     for number, plane in enumerate(planes, 1):
-        on_other = (plane_of_node > 0) & (plane_of_node != number)
-        above = (positions - plane.center) @ plane.normal > standing
-        result |= (on_other | above & (plane_of_node == 0)).astype(np.int64) << (number - 1)
+        on_plane = plane_of_voxel == number
+        if surface.mass[on_plane].sum() < config.standing_min_mass * surface.mass.sum():
+            continue
+        height = (positions - plane.center) @ plane.normal
+        above = height > config.standing_height * surface.size
+        piece = components(alike[above[alike].all(1)], len(above))
+        large = np.bincount(piece, voxels)[piece] >= config.standing_min_voxels
+        result |= (above & large).astype(np.int64) << (number - 1)
     return result
 
 
@@ -184,7 +201,7 @@ def grow_alike(
     nodes: np.ndarray,
     contacts: Contacts,
     plane_of_node: np.ndarray,
-    shunned: np.ndarray,
+    stands_on: np.ndarray,
     config: SurfaceMaskConfig,
 ) -> np.ndarray:
     """Join supervoxels (S,) into regions: first what surely belongs together, then the rest.
@@ -197,34 +214,45 @@ def grow_alike(
         nodes: (n,) supervoxel of each voxel, -1 = none.
         contacts: between supervoxels.
         plane_of_node: (S,) int32, 0 = none.
-        shunned: (S,) int64 planes that each is not joined to.
+        stands_on: (S,) int64, as `planes_below`.
         config: `sure_affinity` and `whole_intersection`.
 
     Returns:
         (S,) int64, from 0.
     """
-    sure = grow(contacts.less(config.sure_affinity), plane_of_node, shunned)
+    sure = grow(contacts.less(config.sure_affinity), plane_of_node, stands_on)
     num = sure.max() + 1
-    plane_of_sure, shunned_of_sure = np.zeros(num, np.int32), np.zeros(num, np.int64)
+    plane_of_sure, sure_stands_on = np.zeros(num, np.int32), np.zeros(num, np.int64)
     np.maximum.at(plane_of_sure, sure, plane_of_node)
-    np.bitwise_or.at(shunned_of_sure, sure, shunned)
+    np.bitwise_or.at(sure_stands_on, sure, stands_on)
     regions = np.where(nodes >= 0, sure[nodes], -1)
     histograms = color_histograms(surface, regions, num)
     between = contacts.joined(sure)
     unlike = 1 - similarity(histograms, between.pairs) / config.whole_intersection
     doubt = config.sure_affinity * np.maximum(unlike, 0)
-    return grow(between.less(doubt), plane_of_sure, shunned_of_sure)[sure]
+    return grow(between.less(doubt), plane_of_sure, sure_stands_on)[sure]
 
 
-def grow(contacts: Contacts, plane_of_node: np.ndarray, shunned: np.ndarray) -> np.ndarray:
-    """Join nodes (S,) while affinities are above 0, (S,) int64; nodes of a plane are one."""
+def grow(contacts: Contacts, plane_of_node: np.ndarray, stands_on: np.ndarray) -> np.ndarray:
+    """Join nodes while affinities are above 0.
+
+    Args:
+        contacts: between the nodes.
+        plane_of_node: (S,) int32, from 1, 0 = none; the nodes of a plane are one from the start,
+            and two planes are never joined.
+        stands_on: (S,) int64, as `planes_below`: never joined to these planes.
+
+    Returns:
+        (S,) int64, from 0.
+    """
     alone = np.arange(len(plane_of_node)) + plane_of_node.max() + 1
     _, first, groups = np.unique(
         np.where(plane_of_node > 0, plane_of_node, alone), return_index=True, return_inverse=True
     )
-    plane = plane_of_node[first].astype(np.int64)
-    kinds = np.where(plane > 0, 1 << np.maximum(plane - 1, 0), 0)
-    return average_linkage(len(first), contacts.joined(groups), kinds, shunned[first])[groups]
+    number = plane_of_node[first].astype(np.int64)
+    planes = np.where(number > 0, 1 << np.maximum(number - 1, 0), 0)
+    cannot_link = np.where(number > 0, ~planes, stands_on[first])
+    return average_linkage(len(first), contacts.joined(groups), planes, cannot_link)[groups]
 
 
 def join_parts(

@@ -51,7 +51,7 @@ class Lifting:
         label_maps: (H, W) int32 each, 0 = unlabelled.
         shapes: (N,) int from 0, -1 = none, what geometry alone shows; None where nobody asks, or
             there is no surface.
-        plane_of_gaussian: (N,) int32, the large plane that a Gaussian lies on, 0 = none.
+        plane_of_gaussian: (N,) int32, the large plane of which a Gaussian is a part, 0 = none.
     """
 
     photos: Photos
