@@ -245,12 +245,15 @@ class SurfaceMaskConfig:
     flat_max_cells: int = 1_000_000  # of the picture; a larger plane has larger pixels
     flat_min_samples: int = 3  # pixels of photos that show a cell
     flat_closing: int = 2  # cells; gaps that are closed
-    flat_border_cost: float = 2500.0  # squared colour difference times pixels, per pixel of border
+    # Squared colour difference times pixels, per pixel of border: what is small or thin has much
+    # border, and a printed cover has colours of its own.
+    flat_border_costs: tuple[float, ...] = (500.0, 2500.0)
     flat_min_area: float = 60.0  # pixels
     flat_min_inside: float = 0.6  # share in the plane
     flat_min_solidity: float = 0.7
     flat_max_share: float = 0.25  # of the plane
     flat_same_color: float = 10.0  # colour difference, with lightness halved
+    flat_color_samples: int = 20_000  # of the plane's pixels, to look for that
     flat_max_repeats: float = 4.0  # as much of its colour elsewhere in the plane is a pattern
 
     # Supervoxels, like SLIC: clusters by position, normal and colour.

@@ -488,6 +488,30 @@ def test_merging_can_be_cancelled():
         find_things(paper_on_a_plane({}), np.ones((60, 80), bool), CONFIG, check)
 
 
+@pytest.mark.parametrize(
+    "color, rows, columns",
+    [((240, 240, 240), 8, 8), ((60, 60, 65), 18, 12), ((30, 30, 30), 3, 40)],
+)
+def test_cards_phones_and_pens_are_things(color, rows, columns):
+    photo = paper_on_a_plane({})
+    photo[20 : 20 + rows, 20 : 20 + columns] = color
+    things = find_things(photo, np.ones((60, 80), bool), CONFIG)
+    shown = (photo == color).all(-1)
+    assert things.max() == 1
+    assert ((things == 1) & shown).sum() > 0.8 * ((things == 1) | shown).sum()
+
+
+@pytest.mark.parametrize("sigma", [2, 4, 6])
+def test_a_blurred_sheet_is_found(sigma):
+    photo = np.full((240, 320, 3), (150, 120, 90), np.uint8)
+    photo[90:150, 120:200] = 240
+    sheet = photo[..., 2] == 240
+    photo = ndimage.gaussian_filter(photo, (sigma, sigma, 0))
+    things = find_things(photo, np.ones((240, 320), bool), CONFIG)
+    label = np.bincount(things[sheet]).argmax()
+    assert label > 0 and iou([things], label, [sheet], True) > 0.7
+
+
 def test_tiles_and_printed_roses_are_no_things():
     tops, lefts = np.meshgrid(np.arange(4, 210, 40), np.arange(4, 290, 48))
     tiles = {corner: (240, 240, 240) for corner in zip(tops.ravel(), lefts.ravel())}

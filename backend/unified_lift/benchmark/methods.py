@@ -258,6 +258,10 @@ DROPPED = (
         "redkitchen in three trainings .629 .574 .591 to .617 .452 .426; messy equal",
     ),
     (
+        "automatic masks: flat things of one size of segments (border cost 2500 alone)",
+        "redkitchen in three trainings .640 .590 .697 to .640 .590 .641; cards and pens are lost",
+    ),
+    (
         "automatic masks: a plane may take in what rises high above it",
         "redkitchen in three trainings .640 .590 .641 to .629 .574 .591; messy equal",
     ),

@@ -202,6 +202,8 @@ def find_things(
 ) -> np.ndarray:
     """Number the compact colour segments of a plane's picture whose colour is not the plane's.
 
+    Segments of several sizes are nested: the larger one is the thing, if it can be one.
+
     Args:
         picture: (h, w, 3) uint8.
         seen: (h, w) bool, the part of it that belongs to the plane.
@@ -212,22 +214,29 @@ def find_things(
         (h, w) int32 from 1, 0 = no thing.
     """
     colors = rgb2lab(picture).astype(np.float32) * LAB_WEIGHTS.astype(np.float32)
-    fine = colour_segments(picture, config.snap_scale, config.snap_sigma, config.snap_min_area, 1.0)
-    segments = merge_alike(colors, fine, config.flat_border_cost, check)
-    share = np.bincount(segments.ravel(), seen.ravel()) / np.bincount(segments.ravel())
-    of_plane, total = colors[seen], np.count_nonzero(seen)
+    of_plane = colors[seen]
+    segments = colour_segments(
+        picture, config.snap_scale, config.snap_sigma, config.snap_min_area, 1.0
+    )
     things, num = np.zeros(segments.shape, np.int32), 0
-    for segment in regionprops(np.where(seen, segments + 1, 0)):
-        if share[segment.label - 1] < config.flat_min_inside:
-            continue
-        if not config.flat_min_area <= segment.area <= config.flat_max_share * total:
-            continue
-        if segment.solidity < config.flat_min_solidity:
-            continue
-        inside = tuple(segment.coords.T)
-        if not repeats(colors[inside], of_plane, config):
-            num += 1
-            things[inside] = num
+    nested = []
+    for border_cost in config.flat_border_costs:
+        segments = merge_alike(colors, segments, border_cost, check)
+        nested.append(segments)
+    for segments in reversed(nested):
+        share = np.bincount(segments.ravel(), seen.ravel()) / np.bincount(segments.ravel())
+        for segment in regionprops(np.where(seen, segments + 1, 0)):
+            check()
+            inside = tuple(segment.coords.T)
+            if share[segment.label - 1] < config.flat_min_inside or things[inside].any():
+                continue
+            if not config.flat_min_area <= segment.area <= config.flat_max_share * len(of_plane):
+                continue
+            if segment.solidity < config.flat_min_solidity:
+                continue
+            if not repeats(colors[inside], of_plane, config):
+                num += 1
+                things[inside] = num
     return things
 
 
@@ -240,8 +249,9 @@ def repeats(inside: np.ndarray, of_plane: np.ndarray, config: SurfaceMaskConfig)
         config: `flat_same_color` and `flat_max_repeats`.
     """
     color = np.median(inside, 0)
+    step = -(-len(of_plane) // config.flat_color_samples)
     own, all_alike = (
         np.count_nonzero(np.linalg.norm(colors - color, axis=1) < config.flat_same_color)
-        for colors in (inside, of_plane)
+        for colors in (inside, of_plane[::step])
     )
-    return all_alike - own > config.flat_max_repeats * len(inside)
+    return step * all_alike - own > config.flat_max_repeats * len(inside)
