@@ -245,8 +245,8 @@ class SurfaceMaskConfig:
     flat_max_cells: int = 1_000_000  # of the picture; a larger plane has larger pixels
     flat_min_samples: int = 3  # pixels of photos that show a cell
     flat_closing: int = 2  # cells; gaps that are closed
-    # Squared colour difference times pixels, per pixel of border: what is small or thin has much
-    # border, and a printed cover has colours of its own.
+    # Squared colour difference times pixels, per pixel of border, rising: what is small or thin has
+    # much border, and a printed cover has colours of its own.
     flat_border_costs: tuple[float, ...] = (500.0, 2500.0)
     flat_min_area: float = 60.0  # pixels
     flat_min_inside: float = 0.6  # share in the plane

@@ -227,12 +227,12 @@ def find_things(
         share = np.bincount(segments.ravel(), seen.ravel()) / np.bincount(segments.ravel())
         for segment in regionprops(np.where(seen, segments + 1, 0)):
             check()
-            inside = tuple(segment.coords.T)
-            if share[segment.label - 1] < config.flat_min_inside or things[inside].any():
+            if share[segment.label - 1] < config.flat_min_inside:
                 continue
             if not config.flat_min_area <= segment.area <= config.flat_max_share * len(of_plane):
                 continue
-            if segment.solidity < config.flat_min_solidity:
+            inside = tuple(segment.coords.T)
+            if things[inside].any() or segment.solidity < config.flat_min_solidity:
                 continue
             if not repeats(colors[inside], of_plane, config):
                 num += 1
@@ -246,7 +246,7 @@ def repeats(inside: np.ndarray, of_plane: np.ndarray, config: SurfaceMaskConfig)
     Args:
         inside: (n, 3) colours of the segment.
         of_plane: (m, 3) colours of its whole plane.
-        config: `flat_same_color` and `flat_max_repeats`.
+        config: `flat_same_color`, `flat_color_samples` and `flat_max_repeats`.
     """
     color = np.median(inside, 0)
     step = -(-len(of_plane) // config.flat_color_samples)
