@@ -345,6 +345,7 @@ class LiftConfig:
     whole_views: int = 0  # that must show a thing uncut by the border if few views show it at all
     few_views: float = 0.2  # share of the views, each weighted by how well it sees the thing
     surface_share: float = 0.3  # of its mass on a large plane makes an object a surface
+    outline_views: int = 16  # in which things are looked at without the surfaces
     fill_distance: float = 3.0  # spacings of Gaussians, to inherit the id of a neighbour
     spacing_stride: int = 7  # the spacing is measured on every 7th Gaussian
     confident_mass: float = 1.0  # pixels' worth of weight; one that is seen no more is half sure

@@ -30,7 +30,14 @@ from unified_lift.lift.compaction import (
 from unified_lift.lift.features import count_codes, nearest_codes, train_features
 from unified_lift.lift.incidence import Incidence, count_votes, mask_incidence
 from unified_lift.lift.labels import label_map
-from unified_lift.lift.objects import confidence, describe, fill_unseen, object_trust
+from unified_lift.lift.objects import (
+    SeenSplats,
+    confidence,
+    describe,
+    fill_unseen,
+    object_trust,
+    settle,
+)
 from unified_lift.lift.refinement import refine
 from unified_lift.lift.votes import MaskGraph, link_masks, mask_graph, split_by_votes
 from unified_lift.metrics import score
@@ -58,6 +65,11 @@ def scene(*views, void=(), cut=()):
         unlabelled[view, gaussian] = 10
     views_of = np.array([view for view, _ in masks])
     return Incidence(mass.tocsr(), unlabelled, views_of, np.isin(np.arange(len(masks)), cut))
+
+
+def seen(means, planes=None):
+    """Splats that no view is asked about."""
+    return SeenSplats(means, np.zeros(len(means), int) if planes is None else planes, [], None)
 
 
 def same_partition(ids, expected):
@@ -173,7 +185,7 @@ def test_no_masks_at_all_give_no_objects():
     empty = mask_incidence(weights, [None])
     ids = split_by_votes(empty, CONFIG)
     assert (compact(empty, ids, CONFIG) == -1).all()
-    records, final, trust = describe(empty, ids, np.zeros((12, 3)), np.zeros(12, int), CONFIG)
+    records, final, trust = describe(empty, ids, seen(np.zeros((12, 3))), CONFIG)
     assert (records, final.any(), trust.any()) == ([], False, False)
 
 
@@ -374,7 +386,7 @@ def test_objects_are_things_first_then_by_mass():
     ids = np.repeat([0, 1, 2, 3], [1, 2, 3, 4])
     planes = np.repeat([0, 0, 0, 1], [1, 2, 3, 4])
     means = np.arange(30, dtype=np.float32).reshape(10, 3)
-    records, final, trust = describe(views, ids, means, planes, CONFIG)
+    records, final, trust = describe(views, ids, seen(means, planes), CONFIG)
     assert [r.name for r in records] == ["Object 001", "Object 002", "Object 003", "Surface 001"]
     assert [r.id for r in records] == [1, 2, 3, 4]
     assert [r.count for r in records] == [3, 2, 1, 4]
@@ -393,14 +405,13 @@ def test_things_behind_the_scene_that_borders_cut_stay_unassigned():
     ids, means = np.array([0, 0, 1, 1]), np.zeros((4, 3), np.float32)
 
     def kept(cut, plane=0):
-        planes = np.array([0, 0, plane, plane])
-        records, final, _ = describe(scene(*few, cut=cut), ids, means, planes, config)
-        return [r.kind for r in records], final.tolist()
+        splats = seen(means, np.array([0, 0, plane, plane]))
+        return settle(scene(*few, cut=cut), ids, splats, config).tolist()
 
-    assert kept(rows) == (["thing"], [1, 1, 0, 0])
-    assert kept(rows, plane=1) == (["thing", "surface"], [1, 1, 2, 2])  # walls are objects
+    assert kept(rows) == [0, 0, -1, -1]
+    assert kept(rows, plane=1) == [0, 0, 1, 1]  # walls are objects
     often = scene(*[behind] * 12, cut=np.arange(24))  # a sofa too large for any photo
-    assert describe(often, ids, means, np.zeros(4), config)[1].tolist() == [1, 1, 2, 2]
+    assert settle(often, ids, seen(means), config).tolist() == [0, 0, 1, 1]
 
 
 def test_hidden_gaussians_take_the_id_of_a_close_neighbour():

@@ -11,6 +11,7 @@ import numpy as np
 from unified_lift.config import LiftConfig
 from unified_lift.lift.compaction import compact
 from unified_lift.lift.incidence import Incidence, mask_incidence
+from unified_lift.lift.objects import SeenSplats, settle
 from unified_lift.lift.refinement import shapes_of
 from unified_lift.lift.votes import split_by_votes
 from unified_lift.rendering.weights import BlendWeights
@@ -25,12 +26,14 @@ class Frozen:
         label_maps: (H, W) int each, 0 = unlabelled, ids local to the view; None = no masks.
         lift: thresholds for this kind of masks.
         shape_maps: likewise, what geometry alone shows; None where it made the masks.
+        splats: the Gaussians; None where a split stays as a method leaves it.
     """
 
     weights: list[BlendWeights]
     label_maps: list[np.ndarray | None]
     lift: LiftConfig
     shape_maps: list[np.ndarray] | None = None
+    splats: SeenSplats | None = None
 
     @property
     def num_gaussians(self) -> int:
@@ -56,6 +59,12 @@ class Frozen:
     def shapes(self) -> np.ndarray | None:
         """Objects of the shape maps, (N,)."""
         return None if self.shape_maps is None else shapes_of(self.weights, self.shape_maps)
+
+    def settled(self, object_ids: np.ndarray) -> np.ndarray:
+        """A split (N,) as a job hands it over."""
+        if self.splats is None:
+            return object_ids
+        return settle(self.incidence, object_ids, self.splats, self.lift)
 
     @property
     def scene(self) -> tuple[list[BlendWeights], list[np.ndarray | None], int]:

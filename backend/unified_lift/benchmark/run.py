@@ -7,8 +7,8 @@ import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -27,10 +27,12 @@ from unified_lift.benchmark.suites import (
     load_suite,
     suite_masks,
     suite_name,
+    suite_surfaces,
 )
 from unified_lift.checkpoint import SPLATS_CODE
 from unified_lift.config import AUTO_LIFT, MASKS_AUTO, Budget, LiftConfig
 from unified_lift.digests import digest_code, digest_words
+from unified_lift.masks.planes import SurfacePlanes
 from unified_lift.protocol import JobError, JobLock, Report, read_json, write_json
 from unified_lift.rendering import Engine
 
@@ -185,7 +187,7 @@ def _run_suite(
         levels.setdefault(task.cell.masks, []).append(task)
     suite, name = None, suite_name(capture_dir, plan.num_views)
     scene = Recorder(report)
-    surfaces = cache(lambda: _surfaces(suite, scene))
+    surfaces = cache(lambda: suite_surfaces(suite, scene))
     for masks, same in levels.items():
         waiting = [task for task in same if not task.is_done(report)]
         shown = [levels[TRUE_MASKS][0], *(task for task in same if task.cell.seed == 0)]
@@ -199,38 +201,50 @@ def _run_suite(
             source = (capture_dir, cache_dir, plan.preset, digest, engine, scene)
             suite = load_suite(*source, plan.num_views)
         level = Recorder(report)
-        label_maps = suite_masks(suite, masks, level)
-        shape_maps = None if masks in (MASKS_AUTO, TRUE_MASKS) else surfaces()
+        label_maps = surfaces()[0] if masks == MASKS_AUTO else suite_masks(suite, masks, level)
+        lift = AUTO_LIFT if masks == MASKS_AUTO else LiftConfig()
+        frozen = Frozen(suite.weights, label_maps, lift)
+        if masks != TRUE_MASKS:
+            frozen = _with_geometry(frozen, masks, suite, surfaces, level)
         for task in waiting:
+            # A copy for each: what one method derives, another shall not get for nothing.
             told = scene.warnings + level.warnings
-            _run_task(task, suite, label_maps, shape_maps, budget, report, told)
+            _run_task(task, suite, replace(frozen), budget, report, told)
         if masks != TRUE_MASKS:
             outcomes = {task.cell.method: _load_arrays(task.path) for task in shown}
             draw_level(suite, masks, label_maps, outcomes, work_dir, stamp)
 
 
-def _surfaces(suite: Suite, report: Report) -> list[np.ndarray] | None:
-    """Masks from geometry alone, as a job makes them to judge others; None without a surface."""
+def _with_geometry(
+    frozen: Frozen,
+    masks: str,
+    suite: Suite,
+    surfaces: Callable[[], tuple[list[np.ndarray], SurfacePlanes]],
+    report: Report,
+) -> Frozen:
+    """Beside the masks, what a job learns from geometry alone; without a surface it does without.
+
+    Masks that come from geometry are not judged by it.
+    """
+    shape_maps, planes = None, SurfacePlanes.none()
     try:
-        return suite_masks(suite, MASKS_AUTO, report)
+        shape_maps, planes = surfaces()
     except JobError as error:
         report.warning(f"Things that masks fuse stay one. {error}")
-        return None
+    if masks == MASKS_AUTO:
+        shape_maps = None
+    return replace(frozen, shape_maps=shape_maps, splats=suite.seen_splats(planes))
 
 
 def _run_task(
     task: Task,
     suite: Suite,
-    label_maps: list[np.ndarray | None],
-    shape_maps: list[np.ndarray] | None,
+    frozen: Frozen,
     budget: Budget,
     report: Report,
     warnings: Sequence[str],
 ) -> None:
     cell = task.cell
-    lift = AUTO_LIFT if cell.masks == MASKS_AUTO else LiftConfig()
-    # A new one for each cell: what one method derives, another shall not get for nothing.
-    frozen = Frozen(suite.weights, label_maps, lift, shape_maps)
     report.stage("method", f"{cell.name} ({task.place})")
     recorder = Recorder(report)
     with Meter() as meter:
@@ -239,7 +253,7 @@ def _run_task(
     _save_arrays(task.path.with_suffix(ARRAYS), outcome)
     measured = {"seconds": meter.seconds, "megabytes": meter.megabytes, "losses": recorder.losses}
     told = {"warnings": [*warnings, *recorder.warnings]}
-    scores = score_split(suite, outcome.object_ids, frozen.incidence, lift)
+    scores = score_split(suite, outcome.object_ids, frozen.incidence, frozen.lift)
     write_json(task.path, {**asdict(cell), "key": task.key, **measured, **told, **scores})
 
 

@@ -27,7 +27,10 @@ from unified_lift.config import (
 from unified_lift.digests import digest_folder, digest_photos
 from unified_lift.gaussians import GEOMETRY, Gaussians
 from unified_lift.geometry import train
+from unified_lift.lift.objects import SeenSplats
+from unified_lift.lift.outlines import shown_alone
 from unified_lift.masks.folder import folder_label_maps
+from unified_lift.masks.planes import SurfacePlanes
 from unified_lift.masks.surfaces import surface_label_maps
 from unified_lift.metrics import psnr, read_meta, read_truth, ssim
 from unified_lift.preparation import (
@@ -131,6 +134,12 @@ class Suite:
         """Blend weights of any view."""
         geometry = (self.gaussians[name] for name in GEOMETRY)
         return self.engine.blend_weights(*geometry, to_camera(view))
+
+    def seen_splats(self, planes: SurfacePlanes) -> SeenSplats:
+        """The splats as the training views see them, in a scene with these planes."""
+        means = self.gaussians["means"].cpu().numpy()
+        alone = shown_alone(self.engine, self.gaussians, self.photos.cameras)
+        return SeenSplats(means, planes.plane_of_gaussian(means), self.weights, alone)
 
     def object_alphas(self, rows: np.ndarray) -> list[np.ndarray]:
         """Alpha (H, W) of some Gaussians rendered alone, in each test view."""
@@ -295,10 +304,9 @@ def suite_masks(suite: Suite, level: str, report: Report) -> list[np.ndarray | N
         level: "auto", "gt", or the name of a folder in the capture's masks/.
         report: told of the progress.
     """
-    report.stage("masks", f"{suite.name}: {level} masks")
     if level == MASKS_AUTO:
-        scene = (suite.photos.images, suite.photos.cameras, suite.gaussians, suite.weights)
-        return surface_label_maps(*scene, SurfaceMaskConfig(), report)[0]
+        return suite_surfaces(suite, report)[0]
+    report.stage("masks", f"{suite.name}: {level} masks")
     if level == TRUE_MASKS:
         return [
             resize_labels(_read_truth(suite.capture_dir, source), view.width, view.height)
@@ -310,6 +318,17 @@ def suite_masks(suite: Suite, level: str, report: Report) -> list[np.ndarray | N
         for source, view in zip(suite.photos.sources, suite.photos.views, strict=True)
     ]
     return folder_label_maps(folder, sources, report)
+
+
+def suite_surfaces(suite: Suite, report: Report) -> tuple[list[np.ndarray], SurfacePlanes]:
+    """Label maps of the training photos from geometry alone, and the scene's large planes.
+
+    Raises:
+        JobError: as `surface_label_maps`.
+    """
+    report.stage("masks", f"{suite.name}: {MASKS_AUTO} masks")
+    scene = (suite.photos.images, suite.photos.cameras, suite.gaussians, suite.weights)
+    return surface_label_maps(*scene, SurfaceMaskConfig(), report)
 
 
 def _level_dir(capture_dir: Path, level: str) -> Path:

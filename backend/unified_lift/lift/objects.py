@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,8 @@ from scipy.spatial import cKDTree
 from unified_lift.config import LiftConfig
 from unified_lift.lift.compaction import best_ious, masses, without_gaps
 from unified_lift.lift.incidence import Incidence
+from unified_lift.lift.outlines import Alone, within_outlines
+from unified_lift.rendering.weights import BlendWeights
 
 THING, SURFACE = "thing", "surface"
 GOLDEN_RATIO = 0.6180339887498949  # steps of this in hue never come close to an earlier one
@@ -41,29 +44,66 @@ class ObjectRecord:
     bounds: tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
-def describe(
+@dataclass(frozen=True)
+class SeenSplats:
+    """N Gaussians, and how the views that lift see them.
+
+    Attributes:
+        means: (N, 3) float32, world frame.
+        plane_of_gaussian: (N,) int, the large plane of which it is a part, 0 = none.
+        weights: of each view.
+        alone: blend weights of a selection.
+    """
+
+    means: np.ndarray
+    plane_of_gaussian: np.ndarray
+    weights: list[BlendWeights]
+    alone: Alone
+
+
+def settle(
     incidence: Incidence,
     object_ids: np.ndarray,
-    means: np.ndarray,
-    plane_of_gaussian: np.ndarray,
+    splats: SeenSplats,
     config: LiftConfig,
-) -> tuple[list[ObjectRecord], np.ndarray, np.ndarray]:
-    """Give every Gaussian its final id and confidence, and list the objects.
+    check: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Make of a split what a user takes into his hands: no background, nothing left behind.
 
     Args:
         incidence: N Gaussians.
         object_ids: (N,) int from 0 without gaps, -1 = none.
-        means: (N, 3) float32, world frame.
-        plane_of_gaussian: (N,) int, 0 = on no large plane.
+        splats: these Gaussians.
+        config: thresholds.
+        check: called again and again; may raise Cancelled.
+
+    Returns:
+        (N,) int64, again from 0 without gaps.
+    """
+    on_plane = splats.plane_of_gaussian
+    object_ids = without_background(incidence, object_ids, on_plane, config)
+    object_ids = fill_unseen(incidence, object_ids, splats.means, config)
+    _, is_surface = _surfaces(incidence, object_ids, on_plane, config)
+    scene = (splats.weights, splats.alone)
+    return without_gaps(within_outlines(*scene, object_ids, is_surface, config, check))
+
+
+def describe(
+    incidence: Incidence, object_ids: np.ndarray, splats: SeenSplats, config: LiftConfig
+) -> tuple[list[ObjectRecord], np.ndarray, np.ndarray]:
+    """List the objects, things first, and give every Gaussian its final id and confidence.
+
+    Args:
+        incidence: N Gaussians.
+        object_ids: (N,) int from 0 without gaps, -1 = none.
+        splats: these Gaussians.
         config: thresholds.
 
     Returns:
         Records in the order of their ids, ids (N,) int32 with 0 = unassigned, and confidence
         (N,) float32 in 0..1.
     """
-    object_ids = without_background(incidence, object_ids, plane_of_gaussian, config)
-    object_ids = fill_unseen(incidence, object_ids, means, config)
-    total, is_surface = _surfaces(incidence, object_ids, plane_of_gaussian, config)
+    total, is_surface = _surfaces(incidence, object_ids, splats.plane_of_gaussian, config)
     num_objects = len(total)
     order = np.lexsort((-total, is_surface))
     new_ids = np.empty(num_objects + 1, np.int32)
@@ -72,7 +112,7 @@ def describe(
     final = new_ids[object_ids]
     scores = object_trust(incidence, object_ids, num_objects, config)
     records = [
-        _record(number, bool(is_surface[old]), float(scores[old]), means[final == number])
+        _record(number, bool(is_surface[old]), float(scores[old]), splats.means[final == number])
         for number, old in enumerate(order, 1)
     ]
     return _numbered(records), final, confidence(incidence, object_ids, config)

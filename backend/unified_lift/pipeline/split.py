@@ -16,7 +16,8 @@ from unified_lift.lift.default import learn_objects
 from unified_lift.lift.features import nearest_codes
 from unified_lift.lift.incidence import mask_incidence
 from unified_lift.lift.labels import label_map
-from unified_lift.lift.objects import ObjectRecord, describe
+from unified_lift.lift.objects import ObjectRecord, SeenSplats, describe, settle
+from unified_lift.lift.outlines import shown_alone
 from unified_lift.lift.published import Joint, train_published
 from unified_lift.lift.refinement import refine
 from unified_lift.lift.votes import split_by_votes
@@ -76,10 +77,11 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
         training = (incidence.num_gaussians, PublishedConfig(), settings.seed, report)
         learned = joint.learned if joint else train_published(*scene, *training)
         object_ids, features, codebook = without_gaps(nearest_codes(*learned)), *learned
-    means = gaussians["means"].numpy()
-    objects, ids, confidence = describe(
-        incidence, object_ids, means, lifting.plane_of_gaussian, config
-    )
+    alone = shown_alone(job.engine, gaussians, lifting.photos.cameras)
+    means, on_plane = gaussians["means"].numpy(), lifting.plane_of_gaussian
+    splats = SeenSplats(means, on_plane, lifting.weights, alone)
+    object_ids = settle(incidence, object_ids, splats, config, report.check)
+    objects, ids, confidence = describe(incidence, object_ids, splats, config)
     _check_objects(objects, tracks, job)
     previews.show(gaussians, label_map(lifting.weights[0], ids), "Objects")
     return Split(objects, ids, confidence, features.numpy(), codebook.numpy())

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Things without what floor and walls hide of them: a ball on a floor, and its feet below."""
+
+import numpy as np
+import pytest
+import torch
+
+from unified_lift.config import LiftConfig
+from unified_lift.gaussians import GEOMETRY
+from unified_lift.lift.incidence import mask_incidence
+from unified_lift.lift.objects import SeenSplats, describe, settle
+from unified_lift.lift.outlines import shown_alone, within_outlines
+from unified_lift.protocol import Cancelled
+from unified_lift.rendering import Camera, load_engine
+
+CONFIG = LiftConfig()
+WIDTH, HEIGHT, DISTANCE = 48, 36, 3.0
+BALL, BESIDE, BELOW_BALL, BELOW_FLOOR = range(4)  # Gaussians; those of the floor follow
+THING, FLOOR = 0, 1
+
+
+def camera(x, above=True):
+    """A camera over the floor that looks straight down, or one below it that looks up."""
+    viewmat = torch.eye(4)
+    viewmat[:3, :3] = torch.diag(torch.tensor([1.0, -1, -1] if above else [1.0, 1, 1]))
+    viewmat[:3, 3] = torch.tensor([-x, 0, DISTANCE])
+    K = torch.tensor([[40.0, 0, WIDTH / 2], [0, 40, HEIGHT / 2], [0, 0, 1]])
+    return Camera(viewmat, K, WIDTH, HEIGHT)
+
+
+def gaussians():
+    tiles = [[x, y, 0] for x in np.arange(-2, 2.01, 0.1) for y in np.arange(-2, 2.01, 0.1)]
+    means = [[0, 0, 0.3], [-0.6, 0, 0.3], [0, 0, -0.1], [0.6, 0, -0.1], *tiles]
+    scales = [[0.15] * 3] * 2 + [[0.05] * 3] * 2 + [[0.1, 0.1, 0.01]] * len(tiles)
+    return {
+        "means": torch.tensor(means, dtype=torch.float32),
+        "quats": torch.tensor([[1.0, 0, 0, 0]] * len(means)),
+        "scales": torch.tensor(scales).log(),
+        "opacities": torch.full((len(means),), 6.0),
+    }
+
+
+IDS = np.array([THING] * 4 + [FLOOR] * (len(gaussians()["means"]) - 4))
+SURFACES = np.array([False, True])
+
+
+def views(cameras):
+    """Blend weights of cameras, and what shows some of the Gaussians alone."""
+    engine, splats = load_engine("cpu"), gaussians()
+    weights = [engine.blend_weights(*(splats[name] for name in GEOMETRY), c) for c in cameras]
+    return weights, shown_alone(engine, splats, cameras)
+
+
+ABOVE = [camera(x) for x in (-0.1, 0, 0.1)]
+
+
+def test_what_only_the_floor_hides_goes_to_the_floor():
+    settled = within_outlines(*views(ABOVE), IDS, SURFACES, CONFIG)
+    assert settled[BELOW_FLOOR] == FLOOR
+    assert np.delete(settled, BELOW_FLOOR).tolist() == np.delete(IDS, BELOW_FLOOR).tolist()
+
+
+def test_what_any_view_shows_stays_with_its_thing():
+    settled = within_outlines(*views([*ABOVE, camera(0, above=False)]), IDS, SURFACES, CONFIG)
+    assert settled.tolist() == IDS.tolist()
+
+
+def test_what_hides_behind_splats_of_no_object_goes_to_none():
+    ids = np.where(IDS == FLOOR, -1, IDS)
+    settled = within_outlines(*views(ABOVE), ids, np.array([False]), CONFIG)
+    assert settled[BELOW_FLOOR] == -1
+    assert settled[[BALL, BESIDE, BELOW_BALL]].tolist() == [THING] * 3
+
+
+def test_surfaces_keep_what_things_hide():
+    ids = IDS.copy()
+    ids[BELOW_BALL] = FLOOR
+    assert within_outlines(*views(ABOVE), ids, SURFACES, CONFIG)[BELOW_BALL] == FLOOR
+    ids[BESIDE] = THING + 2  # another thing hides as much as the ball does
+    ids[BELOW_BALL] = THING + 2
+    kinds = np.append(SURFACES, False)
+    assert within_outlines(*views(ABOVE), ids, kinds, CONFIG)[BELOW_BALL] == THING + 2
+
+
+@pytest.mark.parametrize("ids", [np.full(len(IDS), -1), np.full(len(IDS), FLOOR)])
+def test_without_things_nothing_changes(ids):
+    assert within_outlines(*views(ABOVE), ids, SURFACES, CONFIG).tolist() == ids.tolist()
+
+
+def test_few_of_many_views_are_looked_at_but_all_are_asked_what_they_show():
+    weights, alone = views([*ABOVE, camera(0, above=False)])
+    looked = []
+
+    def counted(rows, view):
+        looked.append(view)
+        return alone(rows, view)
+
+    config = LiftConfig(outline_views=2)
+    settled = within_outlines(weights, counted, IDS, SURFACES, config)
+    assert looked == [0, 2] and settled.tolist() == IDS.tolist()
+
+
+def test_cancel_stops_between_two_views():
+    asked = []
+
+    def check():
+        asked.append(1)
+        if len(asked) == 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        within_outlines(*views(ABOVE), IDS, SURFACES, CONFIG, check)
+    assert len(asked) == 2
+
+
+def test_a_thing_of_nothing_but_hidden_splats_is_no_object():
+    weights, alone = views(ABOVE)
+    ids = IDS.copy()
+    ids[BELOW_FLOOR] = FLOOR + 1  # 0 and 1 are the ball and the floor
+    labels = [np.ones((HEIGHT, WIDTH), int)] * len(weights)
+    on_plane = np.array([0] * 4 + [1] * (len(IDS) - 4))
+    splats = SeenSplats(gaussians()["means"].numpy(), on_plane, weights, alone)
+    incidence = mask_incidence(weights, labels)
+    settled = settle(incidence, ids, splats, CONFIG)
+    assert settled[BELOW_FLOOR] == FLOOR and set(settled.tolist()) == {THING, FLOOR}
+    records, final, _ = describe(incidence, settled, splats, CONFIG)
+    assert [record.name for record in records] == ["Object 001", "Surface 001"]
+    assert final[BELOW_FLOOR] == 2
