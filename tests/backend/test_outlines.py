@@ -12,6 +12,7 @@ from unified_lift.lift.objects import SeenSplats, describe, settle
 from unified_lift.lift.outlines import shown_alone, within_outlines
 from unified_lift.protocol import Cancelled
 from unified_lift.rendering import Camera, load_engine
+from unified_lift.rendering.weights import BlendWeights
 
 CONFIG = LiftConfig()
 WIDTH, HEIGHT, DISTANCE = 48, 36, 3.0
@@ -82,6 +83,23 @@ def test_surfaces_keep_what_things_hide():
     assert within_outlines(*views(ABOVE), ids, kinds, CONFIG)[BELOW_BALL] == THING + 2
 
 
+@pytest.mark.parametrize(("shown_there", "expected"), [(0.2, FLOOR), (0.4, THING)])
+def test_it_stays_with_its_thing_if_it_would_show_more_without_it(shown_there, expected):
+    def blend(num, *pixels):  # Gaussian and weight of a pixel that shows the thing, then the floor
+        entries = np.array(pixels)[:, 1] * 65535
+        ids = np.array(pixels)[:, 0].astype(np.int32)
+        return BlendWeights(np.array([0, 1, 2]), ids, entries.astype(np.uint16), 2, 1, num)
+
+    def alone(rows, view):
+        is_thing = rows.tolist() == [0, 2]
+        there = [(0, 0.9), (1, 0.3)] if is_thing else [(1, shown_there), (0, 0.9)]
+        return blend(2, *there)
+
+    scene = [blend(3, (0, 0.9), (1, 0.9))]  # nothing of the third
+    ids = np.array([THING, FLOOR, THING])
+    assert within_outlines(scene, alone, ids, SURFACES, CONFIG).tolist() == [0, 1, expected]
+
+
 @pytest.mark.parametrize("ids", [np.full(len(IDS), -1), np.full(len(IDS), FLOOR)])
 def test_without_things_nothing_changes(ids):
     assert within_outlines(*views(ABOVE), ids, SURFACES, CONFIG).tolist() == ids.tolist()
@@ -97,7 +115,7 @@ def test_few_of_many_views_are_looked_at_but_all_are_asked_what_they_show():
 
     config = LiftConfig(outline_views=2)
     settled = within_outlines(weights, counted, IDS, SURFACES, config)
-    assert looked == [0, 2] and settled.tolist() == IDS.tolist()
+    assert looked == [0, 2, 0, 2] and settled.tolist() == IDS.tolist()
 
 
 def test_cancel_stops_between_two_views():

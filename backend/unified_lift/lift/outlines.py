@@ -40,9 +40,10 @@ def within_outlines(
 
     Below the table on which a thing stands, and behind the wall, there are Gaussians that masks
     count to it by the little that shines through. Nobody sees them until the thing is shown alone:
-    then it has frayed feet. So all things are looked at without the surfaces. A Gaussian that now
-    shows more in one view, where the scene shows no thing, than the scene shows of it in any view,
-    goes to the surface that hides it. What another thing hides stays: nothing tells whose it is.
+    then it has frayed feet. So things and the rest are looked at without each other. A Gaussian of
+    a thing that now shows more in one view, where the scene shows no thing, than the scene shows of
+    it in any view, goes to the surface that hides it, unless it would show even more there once the
+    things are taken away. What another thing hides stays: nothing tells whose it is.
 
     Args:
         weights: of each of V views, N Gaussians.
@@ -56,29 +57,60 @@ def within_outlines(
         (N,) int64 ids as before; -1 where the scene shows no object.
     """
     is_thing = np.append(~is_surface, False)[object_ids]
-    (rows,) = np.nonzero(is_thing)
-    if not len(rows):
+    (things,), (others,) = np.nonzero(is_thing), np.nonzero(~is_thing)
+    if not len(things):
         return object_ids
     surfaces = np.append(-1, np.flatnonzero(is_surface))
-    layers = np.where(is_thing, len(surfaces), np.searchsorted(surfaces, object_ids))
-    seen, most_beyond = np.zeros((2, len(rows)), np.float32)
-    beyond = scipy.sparse.csr_matrix((len(surfaces), len(rows)), dtype=np.float32)
-    stride = max(1, len(weights) // config.outline_views)
+    thing = len(surfaces)
+    layers = np.where(is_thing, thing, np.searchsorted(surfaces, object_ids))
+    seen, maps = _scene(weights, layers, config, check)
+    behind = {view: np.where(labels == thing, -1, labels) for view, labels in maps.items()}
+    mass, harm = _shown(alone, things, behind, thing, check)
+    hidden = harm > seen[things]
+    rows, harm = things[hidden], harm[hidden]
+    below = {view: np.where(labels == thing, 0, -1) for view, labels in maps.items()}
+    _, other_harm = _shown(alone, np.append(others, rows), below, 1, check)
+    moved = other_harm[len(others) :] < harm
+    result = object_ids.copy()
+    result[rows[moved]] = surfaces[np.asarray(mass.argmax(0)).ravel()[hidden][moved]]
+    return result
+
+
+def _scene(
+    weights: list[BlendWeights], layers: np.ndarray, config: LiftConfig, check: Callable[[], None]
+) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """The most that any view shows of each Gaussian (N,), and (P,) layers that some views show."""
+    seen = np.zeros(len(layers), np.float32)
+    maps, stride = {}, max(1, len(weights) // config.outline_views)
     for view, blend in enumerate(weights):
         check()
         everywhere = np.zeros(blend.width * blend.height, np.int32)
-        seen = np.maximum(seen, _total(blend.mask_mass(everywhere, 1))[rows])
-        if view % stride:
-            continue
-        labels = label_map(blend, layers)
-        labels[labels == len(surfaces)] = -1
-        mass = alone(rows, view).mask_mass(labels.ravel(), len(surfaces))
-        most_beyond = np.maximum(most_beyond, _total(mass))
-        beyond += mass
-    hidden = most_beyond > seen
-    result = object_ids.copy()
-    result[rows[hidden]] = surfaces[np.asarray(beyond.argmax(0)).ravel()[hidden]]
-    return result
+        seen = np.maximum(seen, _total(blend.mask_mass(everywhere, 1)))
+        if view % stride == 0:
+            maps[view] = label_map(blend, layers).ravel()
+    return seen, maps
+
+
+def _shown(
+    alone: Alone,
+    rows: np.ndarray,
+    maps: dict[int, np.ndarray],
+    num_labels: int,
+    check: Callable[[], None],
+) -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
+    """Weight of Gaussians, without all others, on each label of all maps, and the most of a view.
+
+    Returns:
+        (num_labels, R) csr and (R,) float32.
+    """
+    total = scipy.sparse.csr_matrix((num_labels, len(rows)), dtype=np.float32)
+    most = np.zeros(len(rows), np.float32)
+    for view, labels in maps.items():
+        check()
+        mass = alone(rows, view).mask_mass(labels, num_labels)
+        total += mass
+        most = np.maximum(most, _total(mass))
+    return total, most
 
 
 def _total(mass: scipy.sparse.csr_matrix) -> np.ndarray:
