@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from skimage.color import rgb2lab
 
 from unified_lift.config import SurfaceMaskConfig
 from unified_lift.masks.depth import DepthView, depth_map, ray_directions
@@ -83,9 +84,13 @@ def scene():
     return [colors[truth] for truth in truths], list(views), list(truths)
 
 
+def lab(photos):
+    return [rgb2lab(photo).astype(np.float32) for photo in photos]
+
+
 @pytest.fixture(scope="module")
 def surface(scene):
-    return fuse(scene[0], scene[1], PIXELS, CONFIG, SilentReport())
+    return fuse(lab(scene[0]), scene[1], PIXELS, CONFIG, SilentReport())
 
 
 # ---- depth
@@ -206,7 +211,7 @@ def test_a_scene_as_wide_as_a_town_keeps_its_number_of_voxels(scene):
     """Points thousands of times farther than the box neither fail nor eat the memory."""
     photos, views, _ = scene
     far = [replace(view, depth=np.where(view.depth > 0, view.depth, 5e4)) for view in views]
-    whole = fuse(photos, far, PIXELS, replace(CONFIG, max_voxels=20_000), SilentReport())
+    whole = fuse(lab(photos), far, PIXELS, replace(CONFIG, max_voxels=20_000), SilentReport())
     assert len(whole.positions) < 27 * 20_000
 
 
@@ -320,7 +325,7 @@ def test_without_a_plane_things_are_still_found(scene, surface):
 @pytest.mark.parametrize("num", [2, 3, 5])
 def test_few_views_suffice(scene, num):
     photos, views, truths = (values[:num] for values in scene)
-    labels, _ = label_scene(photos, fuse(photos, views, PIXELS, CONFIG, SilentReport()))
+    labels, _ = label_scene(photos, fuse(lab(photos), views, PIXELS, CONFIG, SilentReport()))
     box = majority(labels, truths, ON_BOX)
     assert box not in (NOTHING, majority(labels, truths, ON_TABLE))
 
@@ -726,4 +731,4 @@ def test_views_without_overlap_are_refused(scene, trained, weights):
     left.depth[:, WIDTH // 2 - 8 :] = 0
     right.depth[:, : WIDTH // 2 + 8] = 0
     with pytest.raises(JobError, match="No surface is seen by two of the 2 photos"):
-        fuse(photos[:2], [left, right], PIXELS, CONFIG, SilentReport())
+        fuse(lab(photos[:2]), [left, right], PIXELS, CONFIG, SilentReport())

@@ -52,9 +52,9 @@ class DepthView:
         """
         height, width = self.depth.shape
         x, y, z = self.rotation @ positions.T + self.translation[:, None]
-        front = np.where(z > 0, z, np.inf)
-        columns = np.floor(x / front * self.focal[0] + self.center[0])
-        rows = np.floor(y / front * self.focal[1] + self.center[1])
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # behind the camera
+            columns = x / z * self.focal[0] + self.center[0]
+            rows = y / z * self.focal[1] + self.center[1]
         inside = (z > 0) & (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
         (indices,) = np.nonzero(inside)
         pixels = rows[indices].astype(np.int32) * width + columns[indices].astype(np.int32)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse
 from scipy.spatial import cKDTree
-from skimage.color import rgb2lab
 
 from unified_lift.config import SurfaceMaskConfig
 from unified_lift.masks.depth import DepthView
@@ -19,6 +18,7 @@ from unified_lift.masks.voxels import (
     dilate,
     find_keys,
     neighbour_pairs,
+    unique_keys,
     unit,
 )
 from unified_lift.protocol import JobError, Report
@@ -73,7 +73,7 @@ class _Field:
 
 
 def fuse(
-    photos: list[np.ndarray],
+    lab_photos: list[np.ndarray],
     views: list[DepthView],
     pixels: float,
     config: SurfaceMaskConfig,
@@ -82,7 +82,7 @@ def fuse(
     """Fuse depth maps into one surface.
 
     Args:
-        photos: (H, W, 3) uint8 each, the size of their depth maps.
+        lab_photos: (H, W, 3) float32 each, CIE Lab, the size of their depth maps.
         views: depth maps with their cameras.
         pixels: one of `config.voxel_pixels`.
         config: voxels, truncation and what makes a voxel part of the surface.
@@ -93,9 +93,9 @@ def fuse(
     """
     size, keys = candidate_voxels(views, voxel_size(views, pixels, config), config)
     field = _Field.empty(keys, size)
-    for photo, view in zip(photos, views, strict=True):
+    for lab, view in zip(lab_photos, views, strict=True):
         report.check()
-        _integrate(field, photo, view, size, config)
+        _integrate(field, lab, view, size, config)
     min_near = min(config.min_near_views, max(2, len(views) // 2))
     return _extract(field, views, size, min_near, config)
 
@@ -157,7 +157,7 @@ def _count_views(views: list[DepthView], size: float) -> tuple[np.ndarray, np.nd
     keys, counts = np.empty(0, np.int64), np.empty(0, np.int64)
     waiting: list[np.ndarray] = []
     for view in views:
-        waiting.append(np.unique(cell_keys(view.points()[view.depth > 0], size)))
+        waiting.append(unique_keys(cell_keys(view.points()[view.depth > 0], size)))
         if view is views[-1] or sum(map(len, waiting)) > KEYS_AT_ONCE:
             ones = np.ones(sum(map(len, waiting)), np.int64)
             keys, inverse = np.unique(np.concatenate([keys, *waiting]), return_inverse=True)
@@ -167,7 +167,7 @@ def _count_views(views: list[DepthView], size: float) -> tuple[np.ndarray, np.nd
 
 
 def _integrate(
-    field: _Field, photo: np.ndarray, view: DepthView, size: float, config: SurfaceMaskConfig
+    field: _Field, lab: np.ndarray, view: DepthView, size: float, config: SurfaceMaskConfig
 ) -> None:
     """Add one view to the field."""
     indices, pixels, z = view.project(field.centers)
@@ -181,9 +181,8 @@ def _integrate(
     field.weight[indices] += weight
 
     near = np.abs(distance) < config.near * size
-    lab = rgb2lab(photo).astype(np.float32).reshape(-1, 3)[pixels[near]]
     indices, weight = indices[near], weight[near]
-    field.color[indices] += weight[:, None] * lab
+    field.color[indices] += weight[:, None] * lab.reshape(-1, 3)[pixels[near]]
     field.color_weight[indices] += weight
     field.near_views[indices] += 1
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+NODE_BITS = 31  # there are fewer nodes than 2^31
+
 
 @dataclass(frozen=True)
 class Contacts:
@@ -30,7 +32,8 @@ class Contacts:
             groups: (n,) int, the group of each node.
         """
         pairs, rows = ordered_pairs(groups[self.pairs])
-        pairs, inverse = np.unique(pairs, axis=0, return_inverse=True)
+        keys, inverse = np.unique(_pair_keys(pairs), return_inverse=True)
+        pairs = _pairs_of(keys)
         lengths = np.bincount(inverse, self.lengths[rows], len(pairs))
         weighted = np.bincount(inverse, (self.lengths * self.affinity)[rows], len(pairs))
         return Contacts(pairs, lengths, weighted / np.maximum(lengths, 1e-9))
@@ -50,7 +53,17 @@ def ordered_pairs(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def touching(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The pairs of different nodes among (k, 2), each once (m, 2) int64, and how often (m,)."""
     pairs, _ = ordered_pairs(pairs)
-    return np.unique(pairs, axis=0, return_counts=True)
+    keys, counts = np.unique(_pair_keys(pairs), return_counts=True)
+    return _pairs_of(keys), counts
+
+
+def _pair_keys(pairs: np.ndarray) -> np.ndarray:
+    """One number for each pair (k, 2) of nodes, which sorts like it, several times as fast."""
+    return pairs[:, 0] << NODE_BITS | pairs[:, 1]
+
+
+def _pairs_of(keys: np.ndarray) -> np.ndarray:
+    return np.stack([keys >> NODE_BITS, keys & (1 << NODE_BITS) - 1], 1)
 
 
 def average_linkage(

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
+from skimage.color import rgb2lab
 
 from unified_lift.config import SurfaceMaskConfig
 from unified_lift.gaussians import Gaussians
@@ -62,7 +63,8 @@ def surface_label_maps(
         JobError: nothing is opaque, or no surface is seen by several photos.
     """
     views = _depth_views(cameras, gaussians, weights, config, report, show)
-    divide = partial(_divide, photos, views, config=config, report=report)
+    lab_photos = [rgb2lab(photo).astype(np.float32) for photo in photos]
+    divide = partial(_divide, lab_photos, views, config=config, report=report)
     sizes = config.voxel_pixels[: len(photos)]
     found: dict[int, np.ndarray] = {}
     all_planes: list[SurfacePlanes] = []
@@ -86,14 +88,14 @@ def surface_label_maps(
 
 
 def _divide(
-    photos: list[np.ndarray],
+    lab_photos: list[np.ndarray],
     views: list[DepthView],
     pixels: float,
     config: SurfaceMaskConfig,
     report: Report,
 ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, SurfacePlanes]:
     """The voxel of each pixel, the region of each voxel, the regions that are planes, and these."""
-    surface = fuse(photos, views, pixels, config, report)
+    surface = fuse(lab_photos, views, pixels, config, report)
     planes, plane_of_voxel = find_surface_planes(surface, config)
     report.check()
     regions, plane_regions = segment(surface, planes, plane_of_voxel, config)
