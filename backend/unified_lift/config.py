@@ -345,7 +345,13 @@ class LiftConfig:
     whole_views: int = 0  # that must show a thing uncut by the border if few views show it at all
     few_views: float = 0.2  # share of the views, each weighted by how well it sees the thing
     surface_share: float = 0.3  # of its mass on a large plane makes an object a surface
-    outline_views: int = 16  # in which things are looked at without the surfaces
+    # A thing's Gaussian is hidden if no view shows half of what it would show without the surfaces.
+    # All of .3 to .7 clear objects of most of their fray; on a real kitchen more than .5 takes too
+    # much from magazines that lie in one plane with their table.
+    outline_visible: float = 0.5
+    outline_pixels: float = 0.3  # weight in a view that is too little to be judged by
+    outline_ghost: float = 2.0  # times as much may show of it among the surfaces as does alone
+    outline_stride: int = 3  # of the views that are looked at without the things
     fill_distance: float = 3.0  # spacings of Gaussians, to inherit the id of a neighbour
     spacing_stride: int = 7  # the spacing is measured on every 7th Gaussian
     confident_mass: float = 1.0  # pixels' worth of weight; one that is seen no more is half sure

@@ -19,9 +19,16 @@ from unified_lift.benchmark.pictures import like_truth
 from unified_lift.benchmark.report import write_report
 from unified_lift.benchmark.run import Meter, Plan, run_benchmark
 from unified_lift.benchmark.scores import risk, score_split
-from unified_lift.benchmark.suites import check_suite, load_suite, suite_masks
+from unified_lift.benchmark.suites import (
+    check_suite,
+    load_suite,
+    suite_masks,
+    suite_surfaces,
+)
 from unified_lift.capture import read_capture
+from unified_lift.checkpoint import keep_splats, kept_splats, splats_source
 from unified_lift.config import PRESETS, Budget, LiftConfig
+from unified_lift.masks.planes import SurfacePlanes
 from unified_lift.protocol import Cancelled, JobError, JobLock, Locked, SilentReport
 from unified_lift.rendering import load_engine
 
@@ -98,16 +105,34 @@ def change_images(folder, change):
 # ---- methods
 
 
-ALIKE = set(STEPS) - {*METHODS, "codes-alone", "no-merge", "no-joined"}  # one stands for them
+ALIKE = set(STEPS) - {*METHODS, "codes-alone", "no-merge", "no-joined", "no-settling"}  # as these
 
 
 @pytest.mark.parametrize("name", sorted(set(ALL_METHODS) - ALIKE))
 def test_every_method_gives_an_object_to_each_gaussian(suite, name):
     masks = "gt" if name == "oracle" else "paper"
-    frozen = Frozen(suite.weights, suite_masks(suite, masks, SilentReport()), LiftConfig())
+    label_maps = suite_masks(suite, masks, SilentReport())
+    splats = suite.seen_splats(SurfacePlanes.none())
+    frozen = Frozen(suite.weights, label_maps, LiftConfig(), splats=splats)
     outcome = ALL_METHODS[name].run(frozen, BUDGET, 0, SilentReport())
     assert outcome.object_ids.shape == (frozen.num_gaussians,)
     assert outcome.object_ids.min() >= -1
+
+
+def test_a_split_is_settled_as_in_a_job(suite):
+    label_maps = suite_masks(suite, "paper", SilentReport())
+    _, planes = suite_surfaces(suite, SilentReport())
+    frozen = Frozen(suite.weights, label_maps, LiftConfig(), splats=suite.seen_splats(planes))
+    bare, settled = (
+        ALL_METHODS[name].run(frozen, BUDGET, 0, SilentReport())
+        for name in ("no-settling", "default")
+    )
+    scores = [
+        score_split(suite, outcome.object_ids, frozen.incidence, LiftConfig())
+        for outcome in (bare, settled)
+    ]
+    assert scores[1]["extraction"]["iou"] > scores[0]["extraction"]["iou"]
+    assert abs(scores[1]["things"]["PQ"] - scores[0]["things"]["PQ"]) < 0.02
 
 
 def test_perfect_votes_score_what_the_geometry_allows(suite):
@@ -289,6 +314,21 @@ def test_a_report_repeats_the_warnings(copy):
     write_report(report, cells, "the command", BUDGET, "cpu")
     assert f"Warning: {cells[-1]['warnings'][0]}" in report.read_text()
     assert masks[0].stem in cells[-1]["warnings"][0]
+
+
+def test_without_a_surface_masks_are_taken_as_they_are(copy):
+    capture, work_dir = copy
+    folder = work_dir / "suites" / "little8-draft"
+    digest = check_suite(capture, ["paper"], SilentReport()).photos
+    source = splats_source(digest, PRESETS["draft"], load_engine("cpu"), suites.SEED)
+    splats = kept_splats(folder, source, SilentReport())
+    keep_splats(folder, source, {**splats, "opacities": splats["opacities"] - 20})
+    watch = Watch()
+    run(capture, work_dir, ["votes"], report=watch)
+    (told,) = [text for text in watch.warnings if "stay one" in text]
+    assert "nowhere opaque" in told
+    with pytest.raises(JobError, match="nowhere opaque"):
+        run(capture, work_dir, ["votes"], masks=["auto"])
 
 
 def test_time_and_memory_are_measured():

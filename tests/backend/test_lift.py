@@ -185,7 +185,9 @@ def test_no_masks_at_all_give_no_objects():
     empty = mask_incidence(weights, [None])
     ids = split_by_votes(empty, CONFIG)
     assert (compact(empty, ids, CONFIG) == -1).all()
-    records, final, trust = describe(empty, ids, seen(np.zeros((12, 3))), CONFIG)
+    splats = seen(np.zeros((12, 3)))
+    ids = settle(empty, ids, splats, CONFIG)
+    records, final, trust = describe(empty, ids, splats, CONFIG)
     assert (records, final.any(), trust.any()) == ([], False, False)
 
 

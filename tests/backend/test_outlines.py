@@ -15,16 +15,16 @@ from unified_lift.rendering import Camera, load_engine
 from unified_lift.rendering.weights import BlendWeights
 
 CONFIG = LiftConfig()
-WIDTH, HEIGHT, DISTANCE = 48, 36, 3.0
+WIDTH, HEIGHT = 48, 36
 BALL, BESIDE, BELOW_BALL, BELOW_FLOOR = range(4)  # Gaussians; those of the floor follow
 THING, FLOOR = 0, 1
 
 
-def camera(x, above=True):
+def camera(x, above=True, distance=3.0):
     """A camera over the floor that looks straight down, or one below it that looks up."""
     viewmat = torch.eye(4)
     viewmat[:3, :3] = torch.diag(torch.tensor([1.0, -1, -1] if above else [1.0, 1, 1]))
-    viewmat[:3, 3] = torch.tensor([-x, 0, DISTANCE])
+    viewmat[:3, 3] = torch.tensor([-x, 0, distance])
     K = torch.tensor([[40.0, 0, WIDTH / 2], [0, 40, HEIGHT / 2], [0, 0, 1]])
     return Camera(viewmat, K, WIDTH, HEIGHT)
 
@@ -61,9 +61,16 @@ def test_what_only_the_floor_hides_goes_to_the_floor():
     assert np.delete(settled, BELOW_FLOOR).tolist() == np.delete(IDS, BELOW_FLOOR).tolist()
 
 
-def test_what_any_view_shows_stays_with_its_thing():
+def test_what_one_view_shows_stays_with_its_thing():
     settled = within_outlines(*views([*ABOVE, camera(0, above=False)]), IDS, SURFACES, CONFIG)
     assert settled.tolist() == IDS.tolist()
+
+
+@pytest.mark.parametrize("distance", [0.5, 1, 3])
+def test_a_camera_close_to_the_other_side_of_the_floor_takes_nothing(distance):
+    cameras = [camera(0, distance=8.0), camera(0, above=False, distance=distance)]
+    settled = within_outlines(*views(cameras), IDS, SURFACES, CONFIG)
+    assert settled[[BALL, BESIDE]].tolist() == [THING] * 2
 
 
 def test_what_hides_behind_splats_of_no_object_goes_to_none():
@@ -73,18 +80,15 @@ def test_what_hides_behind_splats_of_no_object_goes_to_none():
     assert settled[[BALL, BESIDE, BELOW_BALL]].tolist() == [THING] * 3
 
 
-def test_surfaces_keep_what_things_hide():
+def test_what_another_thing_hides_stays():
     ids = IDS.copy()
-    ids[BELOW_BALL] = FLOOR
-    assert within_outlines(*views(ABOVE), ids, SURFACES, CONFIG)[BELOW_BALL] == FLOOR
-    ids[BESIDE] = THING + 2  # another thing hides as much as the ball does
-    ids[BELOW_BALL] = THING + 2
+    ids[[BESIDE, BELOW_BALL]] = FLOOR + 1
     kinds = np.append(SURFACES, False)
-    assert within_outlines(*views(ABOVE), ids, kinds, CONFIG)[BELOW_BALL] == THING + 2
+    assert within_outlines(*views(ABOVE), ids, kinds, CONFIG)[BELOW_BALL] == FLOOR + 1
 
 
-@pytest.mark.parametrize(("shown_there", "expected"), [(0.2, FLOOR), (0.4, THING)])
-def test_it_stays_with_its_thing_if_it_would_show_more_without_it(shown_there, expected):
+@pytest.mark.parametrize(("shown_there", "expected"), [(0.5, FLOOR), (0.7, THING)])
+def test_it_stays_with_its_thing_if_the_surface_would_keep_a_ghost_of_it(shown_there, expected):
     def blend(num, *pixels):  # Gaussian and weight of a pixel that shows the thing, then the floor
         entries = np.array(pixels)[:, 1] * 65535
         ids = np.array(pixels)[:, 0].astype(np.int32)
@@ -105,30 +109,41 @@ def test_without_things_nothing_changes(ids):
     assert within_outlines(*views(ABOVE), ids, SURFACES, CONFIG).tolist() == ids.tolist()
 
 
-def test_few_of_many_views_are_looked_at_but_all_are_asked_what_they_show():
-    weights, alone = views([*ABOVE, camera(0, above=False)])
+def test_things_are_looked_at_in_all_views_and_the_rest_in_some_if_anything_is_hidden():
+    weights, alone = views([*ABOVE, camera(0)])
     looked = []
+
+    def counted(rows, view):
+        looked.append((view, len(rows)))
+        return alone(rows, view)
+
+    config = LiftConfig(outline_stride=2)
+    things, rest = 4, len(IDS) - 4
+    settled = within_outlines(weights, counted, IDS, SURFACES, config)
+    assert settled[BELOW_FLOOR] == FLOOR
+    assert looked == [*((view, things) for view in range(4)), (0, rest + 1), (2, rest + 1)]
+    looked.clear()
+    within_outlines(weights, counted, settled, SURFACES, config)
+    assert len(looked) == 4
+
+
+@pytest.mark.parametrize("at", [2, 4])
+def test_cancel_stops_between_two_views(at):
+    asked, looked = [], []
+    weights, alone = views(ABOVE)
+
+    def check():
+        asked.append(1)
+        if len(asked) == at:
+            raise Cancelled
 
     def counted(rows, view):
         looked.append(view)
         return alone(rows, view)
 
-    config = LiftConfig(outline_views=2)
-    settled = within_outlines(weights, counted, IDS, SURFACES, config)
-    assert looked == [0, 2, 0, 2] and settled.tolist() == IDS.tolist()
-
-
-def test_cancel_stops_between_two_views():
-    asked = []
-
-    def check():
-        asked.append(1)
-        if len(asked) == 2:
-            raise Cancelled
-
     with pytest.raises(Cancelled):
-        within_outlines(*views(ABOVE), IDS, SURFACES, CONFIG, check)
-    assert len(asked) == 2
+        within_outlines(weights, counted, IDS, SURFACES, CONFIG, check)
+    assert len(looked) == at - 1
 
 
 def test_a_thing_of_nothing_but_hidden_splats_is_no_object():

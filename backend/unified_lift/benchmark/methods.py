@@ -65,7 +65,7 @@ def changed(frozen: Frozen, budget: Budget, seed: int, report: Report, **lift: o
 
 
 def unsettled(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
-    """Ours as learned, before background and what things hide below them are left out."""
+    """Ours as learned: with background, holes where no view looks, and frayed feet."""
     return default(replace(frozen, splats=None), budget, seed, report)
 
 
@@ -73,7 +73,8 @@ def codes_alone(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Ou
     """Ours without votes beside it: one codebook, compacted, nothing to choose from."""
     num_codes = count_codes(frozen.tracks, frozen.incidence, frozen.lift)
     learned = train_features(*frozen.scene, num_codes, FEATURES, seed, report)
-    return _learned(compact(frozen.incidence, nearest_codes(*learned), frozen.lift), *learned)
+    object_ids = compact(frozen.incidence, nearest_codes(*learned), frozen.lift)
+    return _learned(frozen.settled(object_ids), *learned)
 
 
 def our_losses(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
@@ -89,7 +90,10 @@ def our_losses(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Out
 def published(
     frozen: Frozen, budget: Budget, seed: int, report: Report, **changes: object
 ) -> Outcome:
-    """Unified-Lift as published, on frozen splats; `changes` are fields of `PublishedConfig`."""
+    """Unified-Lift as published, on frozen splats; `changes` are fields of `PublishedConfig`.
+
+    A job settles what it found as it does ours; here it stays as it is.
+    """
     config = PublishedConfig(**asdict(budget) | changes)
     learned = train_published(*frozen.scene, config, seed, report)
     return _learned(nearest_codes(*learned), *learned)
@@ -217,7 +221,9 @@ STEPS = {
     "no-refine": Row(
         partial(changed, refine_rounds=0), "ours without the last votes, by how masks fit"
     ),
-    "no-settling": Row(unsettled, "ours with background, and with what only surfaces hide"),
+    "no-settling": Row(
+        unsettled, "ours as learned: background, holes where no view looks, frayed feet"
+    ),
     "dissolve-all": Row(
         partial(changed, dissolve_joined=-1.0), "ours, dissolves also what masks never join"
     ),

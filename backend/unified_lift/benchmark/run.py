@@ -187,7 +187,7 @@ def _run_suite(
         levels.setdefault(task.cell.masks, []).append(task)
     suite, name = None, suite_name(capture_dir, plan.num_views)
     scene = Recorder(report)
-    surfaces = cache(lambda: suite_surfaces(suite, scene))
+    surfaces = cache(lambda: _surfaces(suite, scene))
     for masks, same in levels.items():
         waiting = [task for task in same if not task.is_done(report)]
         shown = [levels[TRUE_MASKS][0], *(task for task in same if task.cell.seed == 0)]
@@ -201,39 +201,44 @@ def _run_suite(
             source = (capture_dir, cache_dir, plan.preset, digest, engine, scene)
             suite = load_suite(*source, plan.num_views)
         level = Recorder(report)
-        label_maps = surfaces()[0] if masks == MASKS_AUTO else suite_masks(suite, masks, level)
-        lift = AUTO_LIFT if masks == MASKS_AUTO else LiftConfig()
-        frozen = Frozen(suite.weights, label_maps, lift)
-        if masks != TRUE_MASKS:
-            frozen = _with_geometry(frozen, masks, suite, surfaces, level)
+        frozen = _frozen(suite, masks, surfaces, level)
         for task in waiting:
             # A copy for each: what one method derives, another shall not get for nothing.
             told = scene.warnings + level.warnings
             _run_task(task, suite, replace(frozen), budget, report, told)
         if masks != TRUE_MASKS:
             outcomes = {task.cell.method: _load_arrays(task.path) for task in shown}
-            draw_level(suite, masks, label_maps, outcomes, work_dir, stamp)
+            draw_level(suite, masks, frozen.label_maps, outcomes, work_dir, stamp)
 
 
-def _with_geometry(
-    frozen: Frozen,
-    masks: str,
+def _surfaces(suite: Suite, report: Report) -> tuple[list[np.ndarray] | None, SurfacePlanes]:
+    """Masks from geometry alone, and planes, as a job makes them; (None, none) where none is seen.
+
+    Told once, for a cache keeps what this returns.
+    """
+    try:
+        return suite_surfaces(suite, report)
+    except JobError as error:
+        report.warning(f"Things that masks fuse stay one, and all surfaces are things. {error}")
+        return None, SurfacePlanes.none()
+
+
+def _frozen(
     suite: Suite,
-    surfaces: Callable[[], tuple[list[np.ndarray], SurfacePlanes]],
+    masks: str,
+    surfaces: Callable[[], tuple[list[np.ndarray] | None, SurfacePlanes]],
     report: Report,
 ) -> Frozen:
-    """Beside the masks, what a job learns from geometry alone; without a surface it does without.
-
-    Masks that come from geometry are not judged by it.
-    """
-    shape_maps, planes = None, SurfacePlanes.none()
-    try:
-        shape_maps, planes = surfaces()
-    except JobError as error:
-        report.warning(f"Things that masks fuse stay one. {error}")
+    """What the methods are given of a level of masks."""
+    if masks == TRUE_MASKS:
+        return Frozen(suite.weights, suite_masks(suite, masks, report), LiftConfig())
+    shape_maps, planes = surfaces()
+    splats = suite.seen_splats(planes)
     if masks == MASKS_AUTO:
-        shape_maps = None
-    return replace(frozen, shape_maps=shape_maps, splats=suite.seen_splats(planes))
+        label_maps = shape_maps or suite_surfaces(suite, report)[0]  # says why there are none
+        return Frozen(suite.weights, label_maps, AUTO_LIFT, splats=splats)
+    label_maps = suite_masks(suite, masks, report)
+    return Frozen(suite.weights, label_maps, LiftConfig(), shape_maps, splats)
 
 
 def _run_task(

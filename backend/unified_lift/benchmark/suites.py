@@ -301,11 +301,9 @@ def suite_masks(suite: Suite, level: str, report: Report) -> list[np.ndarray | N
 
     Args:
         suite: a suite.
-        level: "auto", "gt", or the name of a folder in the capture's masks/.
+        level: "gt", or the name of a folder in the capture's masks/.
         report: told of the progress.
     """
-    if level == MASKS_AUTO:
-        return suite_surfaces(suite, report)[0]
     report.stage("masks", f"{suite.name}: {level} masks")
     if level == TRUE_MASKS:
         return [

@@ -52,7 +52,7 @@ class SeenSplats:
         means: (N, 3) float32, world frame.
         plane_of_gaussian: (N,) int, the large plane of which it is a part, 0 = none.
         weights: of each view.
-        alone: blend weights of a selection.
+        alone: blend weights of some of them (rows), without all others, in a view (its place).
     """
 
     means: np.ndarray
@@ -68,7 +68,10 @@ def settle(
     config: LiftConfig,
     check: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Make of a split what a user takes into his hands: no background, nothing left behind.
+    """Make of a split what a user takes into his hands.
+
+    Pieces of the background are no objects, what no view shows goes to its neighbours, and things
+    end at their outlines.
 
     Args:
         incidence: N Gaussians.

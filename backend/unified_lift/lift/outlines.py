@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse
@@ -15,7 +16,7 @@ from unified_lift.lift.labels import label_map
 from unified_lift.rendering import Camera, Engine
 from unified_lift.rendering.weights import BlendWeights
 
-Alone = Callable[[np.ndarray, int], BlendWeights]  # of Gaussians (rows), in a view
+Alone = Callable[[np.ndarray, int], BlendWeights]  # of Gaussians (rows), in a view (its place)
 
 
 def shown_alone(engine: Engine, gaussians: Gaussians, cameras: list[Camera]) -> Alone:
@@ -40,17 +41,18 @@ def within_outlines(
 
     Below the table on which a thing stands, and behind the wall, there are Gaussians that masks
     count to it by the little that shines through. Nobody sees them until the thing is shown alone:
-    then it has frayed feet. So things and the rest are looked at without each other. A Gaussian of
-    a thing that now shows more in one view, where the scene shows no thing, than the scene shows of
-    it in any view, goes to the surface that hides it, unless it would show even more there once the
-    things are taken away. What another thing hides stays: nothing tells whose it is.
+    then it has frayed feet. So things and the rest are looked at without each other. What the scene
+    hides in every view, and what shows of the things alone mostly where the scene shows none, goes
+    to the surface that hides it; unless far more of it would show there, once the things are taken
+    away: then the surface would keep a ghost of the thing. What another thing hides stays: nothing
+    tells whose it is.
 
     Args:
         weights: of each of V views, N Gaussians.
         alone: blend weights of a selection of them.
         object_ids: (N,) int from 0, -1 = none.
         is_surface: (K,) bool, of each object.
-        config: how many views are looked at.
+        config: thresholds.
         check: called for each view; may raise Cancelled.
 
     Returns:
@@ -58,59 +60,63 @@ def within_outlines(
     """
     is_thing = np.append(~is_surface, False)[object_ids]
     (things,), (others,) = np.nonzero(is_thing), np.nonzero(~is_thing)
-    if not len(things):
-        return object_ids
     surfaces = np.append(-1, np.flatnonzero(is_surface))
-    thing = len(surfaces)
-    layers = np.where(is_thing, thing, np.searchsorted(surfaces, object_ids))
-    seen, maps = _scene(weights, layers, config, check)
-    behind = {view: np.where(labels == thing, -1, labels) for view, labels in maps.items()}
-    mass, harm = _shown(alone, things, behind, thing, check)
-    hidden = harm > seen[things]
-    rows, harm = things[hidden], harm[hidden]
-    below = {view: np.where(labels == thing, 0, -1) for view, labels in maps.items()}
-    _, other_harm = _shown(alone, np.append(others, rows), below, 1, check)
-    moved = other_harm[len(others) :] < harm
+    layers = np.where(is_thing, len(surfaces), np.searchsorted(surfaces, object_ids))
+    scene = _Scene([], np.zeros(len(things)), np.zeros((len(surfaces) + 1, len(things))))
+    for view, blend in enumerate(weights) if len(things) else ():
+        check()
+        scene.add(blend, layers, alone(things, view), things, config)
+    hidden = scene.hidden(config)
+    rows, beyond = things[hidden], scene.alone[:-1, hidden]
+    there = np.zeros(len(rows))
+    looked = range(0, len(weights), config.outline_stride)
+    for view in looked if len(rows) else ():
+        check()
+        shown = np.where(scene.labels[view] == len(surfaces), 0, -1)
+        mass = alone(np.append(others, rows), view).mask_mass(shown, 1)
+        there += _total(mass)[len(others) :] * len(weights) / len(looked)
+    moved = there < config.outline_ghost * beyond.sum(0)
     result = object_ids.copy()
-    result[rows[moved]] = surfaces[np.asarray(mass.argmax(0)).ravel()[hidden][moved]]
+    result[rows[moved]] = surfaces[beyond[:, moved].argmax(0)]
     return result
 
 
-def _scene(
-    weights: list[BlendWeights], layers: np.ndarray, config: LiftConfig, check: Callable[[], None]
-) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """The most that any view shows of each Gaussian (N,), and (P,) layers that some views show."""
-    seen = np.zeros(len(layers), np.float32)
-    maps, stride = {}, max(1, len(weights) // config.outline_views)
-    for view, blend in enumerate(weights):
-        check()
-        everywhere = np.zeros(blend.width * blend.height, np.int32)
-        seen = np.maximum(seen, _total(blend.mask_mass(everywhere, 1)))
-        if view % stride == 0:
-            maps[view] = label_map(blend, layers).ravel()
-    return seen, maps
+@dataclass
+class _Scene:
+    """What the views seen so far show of things, T Gaussians, in the scene and alone.
 
-
-def _shown(
-    alone: Alone,
-    rows: np.ndarray,
-    maps: dict[int, np.ndarray],
-    num_labels: int,
-    check: Callable[[], None],
-) -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
-    """Weight of Gaussians, without all others, on each label of all maps, and the most of a view.
-
-    Returns:
-        (num_labels, R) csr and (R,) float32.
+    Attributes:
+        labels: (P,) int32 of each view: the surface in a pixel, 0 = no object, the last = a thing.
+        visible: (T,) largest share that the scene shows of what the things alone show.
+        alone: (L, T) float64, weight of the things alone on each label, of all views.
     """
-    total = scipy.sparse.csr_matrix((num_labels, len(rows)), dtype=np.float32)
-    most = np.zeros(len(rows), np.float32)
-    for view, labels in maps.items():
-        check()
-        mass = alone(rows, view).mask_mass(labels, num_labels)
-        total += mass
-        most = np.maximum(most, _total(mass))
-    return total, most
+
+    labels: list[np.ndarray]
+    visible: np.ndarray
+    alone: np.ndarray
+
+    def add(
+        self,
+        blend: BlendWeights,
+        layers: np.ndarray,
+        alone: BlendWeights,
+        things: np.ndarray,
+        config: LiftConfig,
+    ) -> None:
+        """One more view."""
+        labels = label_map(blend, layers).ravel()
+        everywhere = np.zeros(len(labels), np.int32)
+        in_scene = _total(blend.mask_mass(everywhere, 1))[things]
+        mass = alone.mask_mass(labels, len(self.alone)).toarray()
+        self.labels.append(labels)
+        self.alone += mass
+        whole = mass.sum(0) + config.outline_pixels
+        self.visible = np.maximum(self.visible, in_scene / whole)
+
+    def hidden(self, config: LiftConfig) -> np.ndarray:
+        """Which Gaussians no view shows, and which alone show mostly where no thing is, (T,)."""
+        beyond = self.alone[:-1].sum(0) > self.alone[-1]
+        return beyond & (self.visible < config.outline_visible)
 
 
 def _total(mass: scipy.sparse.csr_matrix) -> np.ndarray:
