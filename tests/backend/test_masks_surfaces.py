@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Label maps from photos and splats: a box on a table, depth by depth, crease by crease."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -14,13 +15,19 @@ from unified_lift.masks.depth import DepthView, depth_map, ray_directions
 from unified_lift.masks.flat_things import PlaneGrid, find_things, flat_things, without_things
 from unified_lift.masks.fusion import Surface, candidate_voxels, fuse, voxel_size
 from unified_lift.masks.labelling import fill_gaps, label_photo, snap
-from unified_lift.masks.linkage import Contacts, average_linkage
+from unified_lift.masks.linkage import Contacts, average_linkage, touching
 from unified_lift.masks.merging import merge_alike
 from unified_lift.masks.planes import Plane, SurfacePlanes, find_surface_planes
 from unified_lift.masks.regions import grow, grow_alike, planes_below, segment
 from unified_lift.masks.solids import find_exits, opposite_sides
 from unified_lift.masks.surfaces import surface_label_maps
-from unified_lift.masks.voxels import cell_keys, dilate, neighbour_pairs
+from unified_lift.masks.voxels import (
+    cell_centers,
+    cell_keys,
+    dilate,
+    neighbour_pairs,
+    unique_keys,
+)
 from unified_lift.protocol import Cancelled, JobError, SilentReport
 from unified_lift.rendering import Camera, load_engine
 from unified_lift.rendering.weights import BlendWeights
@@ -91,6 +98,29 @@ def lab(photos):
 @pytest.fixture(scope="module")
 def surface(scene):
     return fuse(lab(scene[0]), scene[1], PIXELS, CONFIG, SilentReport())
+
+
+# ---- voxels and pairs
+
+
+@pytest.mark.parametrize("num", [0, 1, 500])
+def test_keys_come_sorted_and_once(num):
+    positions = np.random.default_rng(0).normal(size=(num, 3))
+    keys = np.tile(cell_keys(positions, 0.3), 2)
+    assert unique_keys(keys).tolist() == np.unique(keys).tolist()
+    grown = dilate(unique_keys(keys))
+    steps = itertools.product((-0.3, 0, 0.3), repeat=3)
+    around = [cell_keys(cell_centers(keys, 0.3) + np.array(step), 0.3) for step in steps]
+    assert grown.tolist() == np.unique(np.concatenate(around)).tolist()
+
+
+@pytest.mark.parametrize("num", [0, 300])
+def test_nodes_that_touch_are_pairs_once_with_their_count(num):
+    pairs = np.random.default_rng(0).integers(5, size=(num, 2)) * 1_000_000
+    different = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
+    expected, counts = np.unique(different, axis=0, return_counts=True)
+    found, times = touching(pairs)
+    assert (found.tolist(), times.tolist()) == (expected.tolist(), counts.tolist())
 
 
 # ---- depth
