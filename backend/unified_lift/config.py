@@ -149,6 +149,7 @@ class PipelineConfig:
     vote_seconds: float = 5.5e-7  # each pixel of a view that lifts
     feature_seconds: float = 5.0  # the steps, whatever the photos
     codebook_seconds: float = 1.8e-6  # each pixel, for all codebooks
+    outline_seconds: float = 1.0e-6  # each pixel of a view that lifts
 
 
 @dataclass(frozen=True)
@@ -393,6 +394,7 @@ class FeatureConfig:
 
     dim: int = 16  # reference code
     steps: int = 600
+    codebook_steps: int = 160  # that take as long as a codebook: only the progress hangs on it
     pixels: int = 4096  # of one view a step
     rate: float = 2e-2  # Adam, decays by a cosine to the next
     final_rate: float = 2e-3
@@ -425,6 +427,11 @@ class FeatureConfig:
     fit_count: int = 20_000  # Gaussians, drawn by their mass
     fit_mass: float = 50.0  # pixels' worth that one of them counts for at most
     fit_rounds: int = 20
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the features, and of the codebooks as many as take their time."""
+        return self.steps + self.codebooks * self.codebook_steps
 
 
 @dataclass(frozen=True)

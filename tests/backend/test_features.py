@@ -245,7 +245,7 @@ def test_views_without_masks_are_passed_over():
 def test_cancelling_stops_the_training_and_gives_the_threads_back():
     class Impatient(SilentReport):
         def progress(self, step, total, message=""):
-            assert total == SMALL.steps
+            assert total == SMALL.total_steps
             if step == 3:
                 raise Cancelled
 

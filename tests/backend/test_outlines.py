@@ -127,14 +127,14 @@ def test_things_are_looked_at_in_all_views_and_the_rest_in_some_if_anything_is_h
     assert len(looked) == 4
 
 
-@pytest.mark.parametrize("at", [2, 4])
-def test_cancel_stops_between_two_views(at):
-    asked, looked = [], []
+@pytest.mark.parametrize("at", [1, 3])
+def test_it_tells_of_each_view_and_stops_when_cancelled(at):
+    told, looked = [], []
     weights, alone = views(ABOVE)
 
-    def check():
-        asked.append(1)
-        if len(asked) == at:
+    def progress(step, total):
+        told.append((step, total))
+        if step == at:
             raise Cancelled
 
     def counted(rows, view):
@@ -142,8 +142,9 @@ def test_cancel_stops_between_two_views(at):
         return alone(rows, view)
 
     with pytest.raises(Cancelled):
-        within_outlines(weights, counted, IDS, SURFACES, CONFIG, check)
-    assert len(looked) == at - 1
+        within_outlines(weights, counted, IDS, SURFACES, CONFIG, progress)
+    assert told == [(step, 4) for step in range(at + 1)]
+    assert len(looked) == at
 
 
 def test_a_thing_of_nothing_but_hidden_splats_is_no_object():

@@ -112,7 +112,7 @@ def test_splats_and_object_list_tell_the_same(sample_job):
 def test_the_job_tells_its_way(sample_job):
     events = read_events(sample_job)[0]
     stages = [event["stage"] for event in events if event["event"] == "stage"]
-    assert stages == ["photos", "geometry", "surfaces", "lift", "export"]
+    assert stages == ["photos", "geometry", "surfaces", "lift", "objects", "export"]
     assert events[0]["event"] == "start" and events[-1]["event"] == "done"
     fractions = [event["fraction"] for event in events if event["event"] == "progress"]
     assert fractions == sorted(fractions)
@@ -134,7 +134,7 @@ def test_every_long_stage_shows_itself(small, tmp_path, monkeypatch):
     events = read_events(tmp_path / "job")[0]
     stages = [event["stage"] for event in events if event["event"] == "stage"]
     # it has no points
-    assert stages == ["photos", "points", "geometry", "surfaces", "lift", "export"]
+    assert stages == ["photos", "points", "geometry", "surfaces", "lift", "objects", "export"]
     shown = {event["caption"]: event for event in events if event["event"] == "preview"}
     assert "Training splats" in shown
     for caption in ("Finding surfaces", "First split", "Learning features", "Objects"):

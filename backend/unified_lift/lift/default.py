@@ -60,7 +60,8 @@ def learn_objects(
     rng = np.random.default_rng(seed)
     object_ids = by_votes
     for attempt in range(learning.codebooks):
-        report.check()
+        told = learning.steps + attempt * learning.codebook_steps
+        report.progress(told, learning.total_steps, f"codebook {attempt + 1}")
         codebook = (
             fit_codebook(features, incidence.mass_of_gaussian, num_codes, learning, rng)
             if attempt

@@ -88,7 +88,7 @@ def _train(
         view = views[order.pop()]
         pixels, masks, num_masks = _sample(label_maps[view], config.pixels, generator)
         state, loss = _train_step(state, weights[view], pixels, masks, num_masks, step, config)
-        report.progress(step + 1, config.steps, f"loss {loss:.4g}")
+        report.progress(step + 1, config.total_steps, f"loss {loss:.4g}")
         show(*_learned(state))
     return _learned(state)
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +13,7 @@ from scipy.spatial import cKDTree
 from unified_lift.config import LiftConfig
 from unified_lift.lift.compaction import best_ious, masses, without_gaps
 from unified_lift.lift.incidence import Incidence
-from unified_lift.lift.outlines import Alone, within_outlines
+from unified_lift.lift.outlines import Alone, Progress, within_outlines
 from unified_lift.rendering.weights import BlendWeights
 
 THING, SURFACE = "thing", "surface"
@@ -66,7 +65,7 @@ def settle(
     object_ids: np.ndarray,
     splats: SeenSplats,
     config: LiftConfig,
-    check: Callable[[], None] = lambda: None,
+    progress: Progress = lambda step, total: None,
 ) -> np.ndarray:
     """Make of a split what a user takes into his hands.
 
@@ -78,7 +77,7 @@ def settle(
         object_ids: (N,) int from 0 without gaps, -1 = none.
         splats: these Gaussians.
         config: thresholds.
-        check: called again and again; may raise Cancelled.
+        progress: told of each view that is looked at; may raise Cancelled.
 
     Returns:
         (N,) int64, again from 0 without gaps.
@@ -88,7 +87,7 @@ def settle(
     object_ids = fill_unseen(incidence, object_ids, splats.means, config)
     _, is_surface = _surfaces(incidence, object_ids, on_plane, config)
     scene = (splats.weights, splats.alone)
-    return without_gaps(within_outlines(*scene, object_ids, is_surface, config, check))
+    return without_gaps(within_outlines(*scene, object_ids, is_surface, config, progress))
 
 
 def describe(

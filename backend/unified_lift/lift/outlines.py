@@ -16,6 +16,7 @@ from unified_lift.lift.labels import label_map
 from unified_lift.rendering import Camera, Engine
 from unified_lift.rendering.weights import BlendWeights
 
+Progress = Callable[[int, int], None]  # step and number of steps
 Alone = Callable[[np.ndarray, int], BlendWeights]  # of Gaussians (rows), in a view (its place)
 
 
@@ -35,7 +36,7 @@ def within_outlines(
     object_ids: np.ndarray,
     is_surface: np.ndarray,
     config: LiftConfig,
-    check: Callable[[], None] = lambda: None,
+    progress: Progress = lambda step, total: None,
 ) -> np.ndarray:
     """Take from things what only shows once floor and walls are taken away.
 
@@ -53,7 +54,7 @@ def within_outlines(
         object_ids: (N,) int from 0, -1 = none.
         is_surface: (K,) bool, of each object.
         config: thresholds.
-        check: called for each view; may raise Cancelled.
+        progress: told of each view that is looked at; may raise Cancelled.
 
     Returns:
         (N,) int64 ids as before; -1 where the scene shows no object.
@@ -63,15 +64,16 @@ def within_outlines(
     surfaces = np.append(-1, np.flatnonzero(is_surface))
     layers = np.where(is_thing, len(surfaces), np.searchsorted(surfaces, object_ids))
     scene = _Scene([], np.zeros(len(things)), np.zeros((len(surfaces) + 1, len(things))))
+    looked = range(0, len(weights), config.outline_stride)
+    total = len(weights) + len(looked)
     for view, blend in enumerate(weights) if len(things) else ():
-        check()
+        progress(view, total)
         scene.add(blend, layers, alone(things, view), things, config)
     hidden = scene.hidden(config)
     rows, beyond = things[hidden], scene.alone[:-1, hidden]
     there = np.zeros(len(rows))
-    looked = range(0, len(weights), config.outline_stride)
-    for view in looked if len(rows) else ():
-        check()
+    for step, view in enumerate(looked if len(rows) else (), len(weights)):
+        progress(step, total)
         shown = np.where(scene.labels[view] == len(surfaces), 0, -1)
         mass = alone(np.append(others, rows), view).mask_mass(shown, 1)
         there += _total(mass)[len(others) :] * len(weights) / len(looked)

@@ -74,12 +74,13 @@ def _plan(job: Job) -> dict[str, float]:
     if settings.method == "default":
         lift += CONFIG.feature_seconds + CONFIG.codebook_seconds * pixels
     masks = CONFIG.sam_seconds * number if settings.masks == MASKS_SAM else 0.0
-    plan = {"geometry": 0.0, "surfaces": surfaces, "masks": masks, "lift": lift}
+    objects = CONFIG.outline_seconds * pixels
+    plan = {"surfaces": surfaces, "masks": masks, "lift": lift, "objects": objects}
     if settings.splat:
-        return plan
+        return {"geometry": 0.0} | plan
     if num_points >= config.min_points:
-        return plan | {"geometry": training_seconds(config, photos.cameras, num_points)}
+        return {"geometry": training_seconds(config, photos.cameras, num_points)} | plan
     # Points are found first, and how many is not known yet: as many as random ones will do.
     geometry = training_seconds(config, photos.cameras, config.random_points)
     points = CONFIG.point_seconds * sum(view.width * view.height for view in photos.views)
-    return {"points": points} | plan | {"geometry": geometry}
+    return {"points": points, "geometry": geometry} | plan

@@ -77,10 +77,11 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
         training = (incidence.num_gaussians, PublishedConfig(), settings.seed, report)
         learned = joint.learned if joint else train_published(*scene, *training)
         object_ids, features, codebook = without_gaps(nearest_codes(*learned)), *learned
+    report.stage("objects", "Settling objects")
     alone = shown_alone(job.engine, gaussians, lifting.photos.cameras)
     means, on_plane = gaussians["means"].numpy(), lifting.plane_of_gaussian
     splats = SeenSplats(means, on_plane, lifting.weights, alone)
-    object_ids = settle(incidence, object_ids, splats, config, report.check)
+    object_ids = settle(incidence, object_ids, splats, config, report.progress)
     objects, ids, confidence = describe(incidence, object_ids, splats, config)
     _check_objects(objects, tracks, job)
     previews.show(gaussians, label_map(lifting.weights[0], ids), "Objects")
