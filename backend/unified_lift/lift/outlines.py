@@ -61,22 +61,26 @@ def within_outlines(
     """
     is_thing = np.append(~is_surface, False)[object_ids]
     (things,), (others,) = np.nonzero(is_thing), np.nonzero(~is_thing)
+    if not len(things):
+        return object_ids
     surfaces = np.append(-1, np.flatnonzero(is_surface))
     layers = np.where(is_thing, len(surfaces), np.searchsorted(surfaces, object_ids))
-    scene = _Scene([], np.zeros(len(things)), np.zeros((len(surfaces) + 1, len(things))))
-    looked = range(0, len(weights), config.outline_stride)
-    total = len(weights) + len(looked)
-    for view, blend in enumerate(weights) if len(things) else ():
+    shape = len(surfaces) + 1, len(things)
+    scene = _Scene([], np.zeros(len(things)), np.zeros(shape, np.float32))
+    total = 2 * len(weights)
+    for view, blend in enumerate(weights):
         progress(view, total)
         scene.add(blend, layers, alone(things, view), things, config)
     hidden = scene.hidden(config)
+    if not hidden.any():
+        return object_ids
     rows, beyond = things[hidden], scene.alone[:-1, hidden]
     there = np.zeros(len(rows))
-    for step, view in enumerate(looked if len(rows) else (), len(weights)):
-        progress(step, total)
-        shown = np.where(scene.labels[view] == len(surfaces), 0, -1)
+    for view, labels in enumerate(scene.labels):
+        progress(len(weights) + view, total)
+        shown = np.where(labels == len(surfaces), 0, -1)
         mass = alone(np.append(others, rows), view).mask_mass(shown, 1)
-        there += _total(mass)[len(others) :] * len(weights) / len(looked)
+        there += _total(mass)[len(others) :]
     moved = there < config.outline_ghost * beyond.sum(0)
     result = object_ids.copy()
     result[rows[moved]] = surfaces[beyond[:, moved].argmax(0)]
@@ -90,7 +94,7 @@ class _Scene:
     Attributes:
         labels: (P,) int32 of each view: the surface in a pixel, 0 = no object, the last = a thing.
         visible: (T,) largest share that the scene shows of what the things alone show.
-        alone: (L, T) float64, weight of the things alone on each label, of all views.
+        alone: (L, T) float32, weight of the things alone on each label, of all views.
     """
 
     labels: list[np.ndarray]
