@@ -149,7 +149,7 @@ class PipelineConfig:
     vote_seconds: float = 5.5e-7  # each pixel of a view that lifts
     feature_seconds: float = 5.0  # the steps, whatever the photos
     codebook_seconds: float = 1.8e-6  # each pixel, for all codebooks
-    outline_seconds: float = 1.0e-6  # each pixel of a view that lifts
+    outline_seconds: float = 1.2e-6  # each pixel of a view that lifts
 
 
 @dataclass(frozen=True)
