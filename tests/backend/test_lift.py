@@ -407,13 +407,17 @@ def test_things_behind_the_scene_that_borders_cut_stay_unassigned():
     ids, means = np.array([0, 0, 1, 1]), np.zeros((4, 3), np.float32)
 
     def kept(cut, plane=0):
-        splats = seen(means, np.array([0, 0, plane, plane]))
-        return settle(scene(*few, cut=cut), ids, splats, config).tolist()
+        return described(scene(*few, cut=cut), np.array([0, 0, plane, plane]))
 
-    assert kept(rows) == [0, 0, -1, -1]
-    assert kept(rows, plane=1) == [0, 0, 1, 1]  # walls are objects
+    def described(views, planes):
+        splats = seen(means, planes)
+        records, final, _ = describe(views, settle(views, ids, splats, config), splats, config)
+        return [r.kind for r in records], final.tolist()
+
+    assert kept(rows) == (["thing"], [1, 1, 0, 0])
+    assert kept(rows, plane=1) == (["thing", "surface"], [1, 1, 2, 2])  # walls are objects
     often = scene(*[behind] * 12, cut=np.arange(24))  # a sofa too large for any photo
-    assert settle(often, ids, seen(means), config).tolist() == [0, 0, 1, 1]
+    assert described(often, np.zeros(4))[1] == [1, 1, 2, 2]
 
 
 def test_hidden_gaussians_take_the_id_of_a_close_neighbour():

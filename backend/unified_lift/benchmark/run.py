@@ -32,6 +32,7 @@ from unified_lift.benchmark.suites import (
 from unified_lift.checkpoint import SPLATS_CODE
 from unified_lift.config import AUTO_LIFT, MASKS_AUTO, Budget, LiftConfig
 from unified_lift.digests import digest_code, digest_words
+from unified_lift.lift.objects import SeenSplats
 from unified_lift.masks.planes import SurfacePlanes
 from unified_lift.protocol import JobError, JobLock, Report, read_json, write_json
 from unified_lift.rendering import Engine
@@ -211,29 +212,29 @@ def _run_suite(
             draw_level(suite, masks, frozen.label_maps, outcomes, work_dir, stamp)
 
 
-def _surfaces(suite: Suite, report: Report) -> tuple[list[np.ndarray] | None, SurfacePlanes]:
-    """Masks from geometry alone, and planes, as a job makes them; (None, none) where none is seen.
+def _surfaces(suite: Suite, report: Report) -> tuple[list[np.ndarray] | None, SeenSplats]:
+    """Masks from geometry alone, None where no surface is seen; and the splats, with planes.
 
     Told once, for a cache keeps what this returns.
     """
     try:
-        return suite_surfaces(suite, report)
+        shape_maps, planes = suite_surfaces(suite, report)
     except JobError as error:
         report.warning(f"Things that masks fuse stay one, and all surfaces are things. {error}")
-        return None, SurfacePlanes.none()
+        shape_maps, planes = None, SurfacePlanes.none()
+    return shape_maps, suite.seen_splats(planes)
 
 
 def _frozen(
     suite: Suite,
     masks: str,
-    surfaces: Callable[[], tuple[list[np.ndarray] | None, SurfacePlanes]],
+    surfaces: Callable[[], tuple[list[np.ndarray] | None, SeenSplats]],
     report: Report,
 ) -> Frozen:
     """What the methods are given of a level of masks."""
     if masks == TRUE_MASKS:
         return Frozen(suite.weights, suite_masks(suite, masks, report), LiftConfig())
-    shape_maps, planes = surfaces()
-    splats = suite.seen_splats(planes)
+    shape_maps, splats = surfaces()
     if masks == MASKS_AUTO:
         label_maps = shape_maps or suite_surfaces(suite, report)[0]  # says why there are none
         return Frozen(suite.weights, label_maps, AUTO_LIFT, splats=splats)

@@ -75,11 +75,12 @@ def within_outlines(
     if not hidden.any():
         return object_ids
     rows, beyond = things[hidden], scene.alone[:-1, hidden]
+    without_things = np.append(others, rows)
     there = np.zeros(len(rows))
     for view, labels in enumerate(scene.labels):
         progress(len(weights) + view, total)
         shown = np.where(labels == len(surfaces), 0, -1)
-        mass = alone(np.append(others, rows), view).mask_mass(shown, 1)
+        mass = alone(without_things, view).mask_mass(shown, 1)
         there += _total(mass)[len(others) :]
     moved = there < config.outline_ghost * beyond.sum(0)
     result = object_ids.copy()
