@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from unified_lift.config import GeometryConfig, RenderConfig, TriangulationConfig
@@ -43,22 +44,46 @@ def keep_splats(folder: Path, source: dict, gaussians: Gaussians) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SOURCE_FILE).unlink(missing_ok=True)
     write_ply(folder / GEOMETRY_FILE, to_splats(gaussians))
-    write_json(folder / SOURCE_FILE, source | {"splats": digest_file(folder / GEOMETRY_FILE)})
+    _note(folder, source, GEOMETRY_FILE)
+
+
+def keep_result(folder: Path, result: Path) -> None:
+    """Let a result with the kept splats take their place, so that they lie on the disk once."""
+    _note(folder, read_json(folder / SOURCE_FILE), os.path.relpath(result, folder))
+    (folder / GEOMETRY_FILE).unlink(missing_ok=True)
+
+
+def _note(folder: Path, source: dict, file: str) -> None:
+    known = {"file": file, "splats": digest_file(folder / file)}
+    write_json(folder / SOURCE_FILE, source | known)
+
+
+def holds_splats(folder: Path, source: dict) -> bool:
+    """Whether splats of this source were kept in a folder; `kept_splats` sees if they are whole."""
+    try:
+        return not _differences(read_json(folder / SOURCE_FILE), source)
+    except JobError:  # none were kept, or nothing tells what they are
+        return False
 
 
 def kept_splats(folder: Path, source: dict, report: Report) -> Gaussians | None:
     """The splats of an earlier run, if they are whole and of the same source; else told why not."""
-    path, geometry = folder / SOURCE_FILE, folder / GEOMETRY_FILE
+    path = folder / SOURCE_FILE
     if not path.exists():
         return None
     try:
         known = read_json(path)
-        other = [name for name in source if known.get(name) != source[name]]
+        other = _differences(known, source)
         if other:
             raise JobError(f"They were trained with another {' and '.join(other)}.")
-        if known.get("splats") != digest_file(geometry):
-            raise JobError(f"{geometry} is damaged.")
-        return from_splats(read_ply(geometry))
+        splats = folder / known.get("file", GEOMETRY_FILE)
+        if known.get("splats") != digest_file(splats):
+            raise JobError(f"{splats.resolve()} is damaged.")
+        return from_splats(read_ply(splats))
     except (JobError, OSError) as error:
         report.warning(f"The splats of the last run cannot be used. {error} Training again.")
         return None
+
+
+def _differences(known: dict, source: dict) -> list[str]:
+    return [name for name in source if known.get(name) != source[name]]

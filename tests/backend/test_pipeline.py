@@ -120,7 +120,7 @@ def test_the_job_tells_its_way(sample_job):
     assert any(event["labels"] for event in previews)
     assert all((sample_job / event["image"]).is_file() for event in previews)
     assert job_state(sample_job).name == "finished"
-    assert not (sample_job / "checkpoint").exists()
+    assert [path.name for path in (sample_job / "checkpoint").iterdir()] == ["source.json"]
 
 
 def test_every_long_stage_shows_itself(small, tmp_path, monkeypatch):
@@ -230,10 +230,12 @@ def test_an_object_renders_alone_with_alpha(sample_job, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_result(small, tmp_path):
-    for name in ("first", "second"):
-        done = segment_small(small, tmp_path / name)
+    jobs = [tmp_path / name / "job" for name in ("first", "second")]  # apart: each has to train
+    for job in jobs:
+        done = segment_small(small, job)
         assert done.returncode == 0, done.stderr
-    first, second = ((tmp_path / name / "scene.ply").read_bytes() for name in ("first", "second"))
+        assert geometry_stages(job) == ["Training splats (cpu)"]
+    first, second = ((job / "scene.ply").read_bytes() for job in jobs)
     assert first == second
 
 
@@ -291,7 +293,8 @@ def kept(small, tmp_path):
         labels[5 * number : 5 * number + 3, 8 * number : 8 * number + 3] = 1
         Image.fromarray(labels).save(path)
     geometry = tmp_path / "job" / "checkpoint" / "geometry.ply"
-    assert fails(segment_small(small, tmp_path / "job"), "No object was found", str(geometry))
+    assert fails(segment_small(small, tmp_path / "job"), "No object was found", "goes on from them")
+    assert geometry.is_file()
     shutil.rmtree(masks)
     aside.rename(masks)
     return tmp_path / "job"
@@ -309,9 +312,48 @@ def geometry_stages(job):
 def test_a_job_goes_on_from_the_trained_splats(small, tmp_path, kept):
     assert unified_lift("run", kept).returncode == 0
     assert geometry_stages(kept)[-1] == "Reading splats"
-    assert segment_small(small, tmp_path / "first").returncode == 0
-    first = (tmp_path / "first" / "scene.ply").read_bytes()
-    assert (kept / "scene.ply").read_bytes() == first
+    assert (kept / "scene.ply").read_bytes() == trained_anew(small, tmp_path)
+
+
+def trained_anew(small, tmp_path):
+    """The result of a job that has no other one beside it."""
+    job = tmp_path / "apart" / "job"
+    assert segment_small(small, job).returncode == 0
+    assert geometry_stages(job) == ["Training splats (cpu)"]
+    return (job / "scene.ply").read_bytes()
+
+
+def test_a_finished_job_started_again_does_not_train(small, tmp_path):
+    for _ in range(2):
+        assert segment_small(small, tmp_path / "job").returncode == 0
+    assert geometry_stages(tmp_path / "job") == ["Training splats (cpu)", "Reading splats"]
+    assert (tmp_path / "job" / "scene.ply").read_bytes() == trained_anew(small, tmp_path)
+
+
+def test_a_job_takes_the_splats_that_one_beside_it_has_trained(small, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert segment_small(small, first).returncode == 0
+    done = segment_small(small, second, "--method", "default")
+    assert done.returncode == 0, done.stderr
+    assert geometry_stages(second) == ["Reading splats of first"]
+    ours, theirs = (vars(read_ply(job / "scene.ply")) for job in (second, first))
+    for name in set(ours) - {"object_ids", "confidence"}:
+        assert np.array_equal(ours[name], theirs[name]), name
+    shutil.rmtree(first)
+    assert unified_lift("run", second).returncode == 0
+    assert geometry_stages(second)[-1] == "Reading splats", "it does not hang on the first"
+
+
+def test_a_job_with_another_seed_or_other_photos_trains(small, tmp_path):
+    assert segment_small(small, tmp_path / "job").returncode == 0
+    assert segment_small(small, tmp_path / "seed", "--seed", "5").returncode == 0
+    assert geometry_stages(tmp_path / "seed") == ["Training splats (cpu)"]
+    path = sorted((small / "images").iterdir())[0]
+    Image.open(path).transpose(Image.Transpose.ROTATE_180).save(path)
+    assert segment_small(small, tmp_path / "photos").returncode == 0
+    assert geometry_stages(tmp_path / "photos") == ["Training splats (cpu)"]
+    told = warnings_of(tmp_path / "photos")
+    assert not any("cannot be used" in text for text in told), "other jobs are no news here"
 
 
 def test_splats_of_other_photos_are_trained_again(small, kept):
@@ -364,9 +406,18 @@ def test_damaged_splats_of_an_earlier_run_are_trained_again(small, tmp_path, kep
     assert unified_lift("run", kept).returncode == 0
     messages = warnings_of(kept)
     assert any("geometry.ply is damaged" in text for text in messages)
-    assert segment_small(small, tmp_path / "first").returncode == 0
-    first = (tmp_path / "first" / "scene.ply").read_bytes()
-    assert (kept / "scene.ply").read_bytes() == first
+    assert (kept / "scene.ply").read_bytes() == trained_anew(small, tmp_path)
+
+
+def test_a_result_that_was_changed_is_not_trained_on(small, tmp_path):
+    assert segment_small(small, tmp_path / "job").returncode == 0
+    path = tmp_path / "job" / "scene.ply"
+    splats = read_ply(path)
+    write_ply(path, replace(splats, means=splats.means + 1))
+    assert segment_small(small, tmp_path / "second").returncode == 0
+    assert geometry_stages(tmp_path / "second") == ["Training splats (cpu)"]
+    assert any("scene.ply is damaged" in text for text in warnings_of(tmp_path / "second"))
+    assert (tmp_path / "second" / "scene.ply").read_bytes() == trained_anew(small, tmp_path)
 
 
 # ---- bad input

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from unified_lift.capture import read_capture, write_cameras
@@ -12,11 +11,11 @@ from unified_lift.geometry import training_seconds
 from unified_lift.lift.published import Joint
 from unified_lift.pipeline.job import CONFIG, Job
 from unified_lift.pipeline.lifting import given_masks, is_judged_by_shape, prepare_lifting
-from unified_lift.pipeline.splats import job_splats, judge_splats
+from unified_lift.pipeline.splats import end_checkpoint, job_splats, judge_splats
 from unified_lift.pipeline.split import split_scene, write_result
 from unified_lift.preparation import lift_size, read_photos
 from unified_lift.previews import Previews
-from unified_lift.protocol import CAMERAS_FILE, CHECKPOINT_DIR, JobReport, JobRequest
+from unified_lift.protocol import CAMERAS_FILE, JobReport, JobRequest
 from unified_lift.rendering import load_engine
 
 
@@ -56,7 +55,7 @@ def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
 
     report.stage("export", "Writing the objects")
     write_result(job_dir, gaussians, split)
-    shutil.rmtree(job_dir / CHECKPOINT_DIR, ignore_errors=True)
+    end_checkpoint(job)
     counts = {"objects": len(split.objects), "splats": len(split.object_ids)}
     return counts | {"psnr": quality.psnr}
 

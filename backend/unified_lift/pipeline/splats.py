@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +14,14 @@ import torch
 
 from unified_lift.capture import Capture
 from unified_lift.capture.images import load_photo, scaled_view
-from unified_lift.checkpoint import GEOMETRY_FILE, keep_splats, kept_splats, splats_source
-from unified_lift.config import MASKS_AUTO, MASKS_SAM
+from unified_lift.checkpoint import (
+    SOURCE_FILE,
+    holds_splats,
+    keep_result,
+    keep_splats,
+    kept_splats,
+    splats_source,
+)
 from unified_lift.digests import digest_photos
 from unified_lift.gaussians import Gaussians, from_splats
 from unified_lift.geometry import train, training_seconds
@@ -22,45 +30,61 @@ from unified_lift.metrics import psnr
 from unified_lift.pipeline.job import CONFIG, Job
 from unified_lift.ply import read_ply
 from unified_lift.preparation import to_camera, with_points
-from unified_lift.protocol import CHECKPOINT_DIR, JobError, describe_os_error
+from unified_lift.protocol import CHECKPOINT_DIR, SCENE_FILE, JobError, describe_os_error
 
 
 def job_splats(job: Job, joint: Joint | None) -> Gaussians:
-    """The user's splats, those of an earlier run of the job, or newly trained ones."""
+    """The user's splats, those that this or another job has trained, or newly trained ones."""
     if job.settings.splat:
         job.report.stage("geometry", "Reading splats")
         return _read_splats(Path(job.settings.splat), job.capture)
     if joint:  # learns while the splats train
         return _train(job, joint)
-    folder = job.folder / CHECKPOINT_DIR
     photos = digest_photos(job.capture, job.report.check)
     source = splats_source(photos, job.config, job.engine, job.settings.seed)
-    gaussians = kept_splats(folder, source, job.report)
-    if gaussians is None:
-        gaussians = _train(job, joint)
-        try:
-            keep_splats(folder, source, gaussians)
-        except OSError as error:  # they are at hand, and the work goes on
-            told = describe_os_error(error, folder)
-            job.report.warning(f"The trained splats are not kept for another run. {told}")
-    else:
-        job.report.stage("geometry", "Reading splats")
+    own = _checkpoint(job)
+    beside = sorted(job.folder.absolute().parent.glob(f"*/{CHECKPOINT_DIR}"))
+    folder = next((place for place in [own, *beside] if holds_splats(place, source)), own)
+    kept = kept_splats(folder, source, job.report)
+    if kept is not None:
+        whose = "" if folder == own else f" of {folder.parent.name}"
+        job.report.stage("geometry", f"Reading splats{whose}")
         # Done already, it tells nothing of this machine's speed.
         job.report.plan(points=0.0, geometry=0.0)
+    gaussians = _train(job, joint) if kept is None else kept
+    if kept is None or folder != own:
+        with _telling_what_is_not_kept(job):
+            keep_splats(own, source, gaussians)
     return gaussians
+
+
+def end_checkpoint(job: Job) -> None:
+    """Keep the trained splats as what the result holds, for other jobs on the same photos."""
+    if (_checkpoint(job) / SOURCE_FILE).exists():
+        with _telling_what_is_not_kept(job):
+            keep_result(_checkpoint(job), job.folder.absolute() / SCENE_FILE)
+
+
+def _checkpoint(job: Job) -> Path:
+    return job.folder.absolute() / CHECKPOINT_DIR
+
+
+@contextmanager
+def _telling_what_is_not_kept(job: Job) -> Iterator[None]:
+    """The splats are at hand, and the work goes on."""
+    try:
+        yield
+    except OSError as error:
+        told = describe_os_error(error, _checkpoint(job))
+        job.report.warning(f"The trained splats are not kept for another run. {told}")
 
 
 def where_kept(job: Job) -> str:
     """A sentence on trained splats that outlive a failure; "" if there are none."""
-    path = job.folder.absolute() / CHECKPOINT_DIR / GEOMETRY_FILE
-    ways = []
-    if job.settings.masks not in (MASKS_AUTO, MASKS_SAM):
-        ways.append("mend the masks and run this job again")
-    if not any(job.capture.origin):  # else they do not lie in the world frame of the capture
-        ways.append(f"choose {path} as the splat of a job with other masks")
-    if not path.is_file() or not ways:
+    if not (_checkpoint(job) / SOURCE_FILE).exists():
         return ""
-    return f" The trained splats are kept: {', or '.join(ways)}."
+    jobs_dir = job.folder.absolute().parent
+    return f" The trained splats are kept: this job, or another in {jobs_dir}, goes on from them."
 
 
 def _read_splats(path: Path, capture: Capture) -> Gaussians:
