@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from unified_lift.protocol import JobError, JobRequest
 from ..scene import importer
 from ..scene.objects import JOB_KEY, SURFACE, THING, roots, rows
 from . import process
+from .folders import new_job_dir
 
 POLL_SECONDS = 0.5
 START_SECONDS = 30.0  # a worker of another Blender may take this long to show its first sign
@@ -150,45 +150,6 @@ def forget(scene: Scene) -> None:
     """Watch no longer; the job itself goes on, or stays as it is."""
     _watches.pop(scene.session_uid, None)
     scene.pop(JOB_KEY, None)
-
-
-# ---- folders
-
-
-def new_job_dir(jobs_dir: Path, name: str) -> Path:
-    """Make a folder with the first free number.
-
-    Raises:
-        JobError: it cannot be made.
-    """
-    try:
-        jobs_dir.mkdir(parents=True, exist_ok=True)
-        number = 1
-        while (jobs_dir / f"{name}_{number:03d}").exists():
-            number += 1
-        job_dir = jobs_dir / f"{name}_{number:03d}"
-        job_dir.mkdir()
-    except OSError as error:
-        raise JobError(protocol.describe_os_error(error, jobs_dir)) from error
-    return job_dir
-
-
-def jobs_dir_of(preference: str, blend_path: str) -> Path:
-    """Where jobs go: the preference, else beside the saved .blend, else the user's data."""
-    if preference:
-        return Path(os.path.abspath(os.path.expanduser(preference)))
-    if blend_path:
-        blend = Path(blend_path)
-        return blend.with_name(f"{blend.stem}_unified_lift")
-    return _user_data_dir() / "ulift" / "jobs"
-
-
-def _user_data_dir() -> Path:
-    if os.name == "nt":
-        return Path(os.environ["LOCALAPPDATA"])
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
 
 
 # ---- polling

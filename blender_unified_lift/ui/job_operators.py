@@ -11,7 +11,7 @@ from unified_lift.capture import read_capture
 from unified_lift.protocol import LOG_FILE, JobError
 
 from .. import preferences
-from ..job import environment, session
+from ..job import environment, folders, session
 from ..scene import importer, objects
 from .properties import make_request
 
@@ -50,7 +50,7 @@ class UNIFIEDLIFT_OT_segment(Operator):
             request = make_request(context.scene.unified_lift)
             read_capture(request.capture)
             backend = environment.check(chosen.backend_python)
-            jobs_dir = session.jobs_dir_of(chosen.jobs_dir, bpy.data.filepath)
+            jobs_dir = folders.jobs_dir_of(chosen.jobs_dir, bpy.data.filepath)
             session.start(context.scene, request, backend.python, jobs_dir)
         except JobError as error:
             self.report({"ERROR"}, str(error))

@@ -139,24 +139,24 @@ def test_the_worker_gets_a_clean_environment(addon):
 
 
 def test_a_job_never_takes_the_folder_of_another(tmp_path):
-    from blender_unified_lift.job import session
+    from blender_unified_lift.job import folders
 
-    names = [session.new_job_dir(tmp_path / "jobs", "room").name for _ in range(3)]
+    names = [folders.new_job_dir(tmp_path / "jobs", "room").name for _ in range(3)]
     assert names == ["room_001", "room_002", "room_003"]
     (tmp_path / "file").touch()
     with pytest.raises(JobError, match="file"):
-        session.new_job_dir(tmp_path / "file", "room")
+        folders.new_job_dir(tmp_path / "file", "room")
 
 
 def test_jobs_lie_beside_a_saved_file_or_where_the_user_says(tmp_path, monkeypatch):
-    from blender_unified_lift.job import session
+    from blender_unified_lift.job import folders
 
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     blend = str(tmp_path / "room.blend")
-    assert session.jobs_dir_of("", blend) == tmp_path / "room_unified_lift"
-    assert session.jobs_dir_of(str(tmp_path / "here"), blend) == tmp_path / "here"
+    assert folders.jobs_dir_of("", blend) == tmp_path / "room_unified_lift"
+    assert folders.jobs_dir_of(str(tmp_path / "here"), blend) == tmp_path / "here"
     if sys.platform == "linux":
-        assert session.jobs_dir_of("", "") == tmp_path / "ulift" / "jobs"
+        assert folders.jobs_dir_of("", "") == tmp_path / "ulift" / "jobs"
 
 
 # ---- the life of a job

@@ -100,7 +100,7 @@ def test_bpy_never_reaches_the_backend_and_torch_never_the_add_on():
 
 
 def test_the_job_process_knows_nothing_of_blender():
-    for name in ("process", "environment"):
+    for name in ("process", "environment", "folders"):
         assert "bpy" not in packages(ADDON / "job" / f"{name}.py")
 
 
