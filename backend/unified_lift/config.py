@@ -144,7 +144,7 @@ class PipelineConfig:
     # Seconds on the machine of GeometryConfig's costs, for the time left before it is seen:
     # measured on messy8 and messy25 at draft and standard, each stage within 15 %.
     point_seconds: float = 9e-6  # each pixel of a photo whose features are looked for
-    surface_seconds: float = 8e-6  # each pixel of a view that lifts
+    surface_seconds: float = 1e-5  # each pixel of a view that lifts
     sam_seconds: float = 60.0  # each photo, ViT-B without a GPU
     vote_seconds: float = 5.5e-7  # each pixel of a view that lifts
     feature_seconds: float = 5.0  # the steps, whatever the photos
@@ -210,8 +210,9 @@ class SurfaceMaskConfig:
     # Truncated signed distance field on sparse voxels (Curless and Levoy 1996).
     # h: this many pixels at the depth below. Each voxel size divides the surface a little
     # differently; photos take turns, and the lift keeps what most of them agree on. The first one
-    # makes the planes and the flat things on them.
-    voxel_pixels: tuple[float, ...] = (1.9, 1.6, 2.2)
+    # makes the planes and the flat things on them. Small voxels find more of many small things,
+    # and take larger ones to pieces (weighed on messy25, messy100, redkitchen and new25).
+    voxel_pixels: tuple[float, ...] = (1.6, 1.3, 1.9)
     voxel_depth_percentile: float = 30.0
     max_voxels: int = 1_000_000  # with points of two views; h is raised until there are no more
     truncation: float = 4.0  # h

@@ -264,6 +264,14 @@ DROPPED = (
         "12 features of contact, colour, solid and size; no better than two thresholds",
     ),
     (
+        "automatic masks: voxels of 1.9, 1.6 and 2.2 pixels, not 1.6, 1.3 and 1.9",
+        "messy100 .711 to .653, new25 .915 to .896, redkitchen .671 to .646; messy25 .817 to .831",
+    ),
+    (
+        "automatic masks: voxels of 1.3, 1.0 and 1.6 pixels",
+        "messy100 .711 to .746, but new25 .915 to .829: things in pieces; messy25 .817 to .806",
+    ),
+    (
         "automatic masks: no snapping to colour segments",
         "SQ +.01, extraction +.02, but fragments: messy8 .93 to .84 and .88",
     ),
