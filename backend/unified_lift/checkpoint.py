@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from unified_lift.config import GeometryConfig, RenderConfig, TriangulationConfig
-from unified_lift.digests import digest_code, digest_file
-from unified_lift.gaussians import Gaussians, from_splats, to_splats
-from unified_lift.ply import read_ply, write_ply
-from unified_lift.protocol import JobError, Report, read_json, write_json
+from unified_lift.digests import digest_arrays, digest_code
+from unified_lift.gaussians import PARAMETERS, Gaussians, from_splats, to_splats
+from unified_lift.ply import Splats, read_ply, write_ply
+from unified_lift.protocol import (
+    SCENE_FILE,
+    JobError,
+    Report,
+    describe_os_error,
+    read_json,
+    write_json,
+)
 from unified_lift.rendering import Engine
 
 GEOMETRY_FILE = "geometry.ply"
@@ -43,47 +49,46 @@ def keep_splats(folder: Path, source: dict, gaussians: Gaussians) -> None:
     """Write trained splats into a folder, and then what they were made from."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SOURCE_FILE).unlink(missing_ok=True)
-    write_ply(folder / GEOMETRY_FILE, to_splats(gaussians))
-    _note(folder, source, GEOMETRY_FILE)
+    splats = to_splats(gaussians)
+    write_ply(folder / GEOMETRY_FILE, splats)
+    write_json(folder / SOURCE_FILE, source | {"splats": _digest(splats)})
 
 
-def keep_result(folder: Path, result: Path) -> None:
-    """Let a result with the kept splats take their place, so that they lie on the disk once."""
-    _note(folder, read_json(folder / SOURCE_FILE), os.path.relpath(result, folder))
-    (folder / GEOMETRY_FILE).unlink(missing_ok=True)
+def read_kept(folder: Path, source: dict) -> Gaussians | None:
+    """The splats of this source that an earlier run kept in a folder; None if it kept none.
 
-
-def _note(folder: Path, source: dict, file: str) -> None:
-    known = {"file": file, "splats": digest_file(folder / file)}
-    write_json(folder / SOURCE_FILE, source | known)
-
-
-def holds_splats(folder: Path, source: dict) -> bool:
-    """Whether splats of this source were kept in a folder; `kept_splats` sees if they are whole."""
-    try:
-        return not _differences(read_json(folder / SOURCE_FILE), source)
-    except JobError:  # none were kept, or nothing tells what they are
-        return False
+    Raises:
+        JobError: they are of another source, damaged or lost.
+        OSError: the folder cannot be read.
+    """
+    path = folder / SOURCE_FILE
+    if not path.is_file():
+        return None
+    known = read_json(path)
+    other = [name for name in source if known.get(name) != source[name]]
+    if other:
+        raise JobError(f"They were trained with another {' and '.join(other)}.")
+    # The result of the job has the same splats, and takes their place.
+    places = [folder / GEOMETRY_FILE, folder.parent / SCENE_FILE]
+    path = next((path for path in places if path.is_file()), places[0])
+    splats = read_ply(path)
+    if known.get("splats") != _digest(splats):
+        raise JobError(f"{path} was changed or is damaged.")
+    return from_splats(splats)
 
 
 def kept_splats(folder: Path, source: dict, report: Report) -> Gaussians | None:
-    """The splats of an earlier run, if they are whole and of the same source; else told why not."""
-    path = folder / SOURCE_FILE
-    if not path.exists():
-        return None
+    """As `read_kept`, but what cannot be used is told and trained again."""
     try:
-        known = read_json(path)
-        other = _differences(known, source)
-        if other:
-            raise JobError(f"They were trained with another {' and '.join(other)}.")
-        splats = folder / known.get("file", GEOMETRY_FILE)
-        if known.get("splats") != digest_file(splats):
-            raise JobError(f"{splats.resolve()} is damaged.")
-        return from_splats(read_ply(splats))
-    except (JobError, OSError) as error:
-        report.warning(f"The splats of the last run cannot be used. {error} Training again.")
-        return None
+        return read_kept(folder, source)
+    except JobError as error:
+        why = str(error)
+    except OSError as error:
+        why = describe_os_error(error, folder)
+    report.warning(f"The splats of the last run cannot be used. {why} Training again.")
+    return None
 
 
-def _differences(known: dict, source: dict) -> list[str]:
-    return [name for name in source if known.get(name) != source[name]]
+def _digest(splats: Splats) -> str:
+    """Of what was trained, whatever ids the splats have got since."""
+    return digest_arrays(getattr(splats, name) for name in PARAMETERS)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import astuple, replace
 from pathlib import Path
 
+import numpy as np
+
 import unified_lift
 from unified_lift.capture import Capture
 
@@ -31,9 +33,9 @@ def digest_photos(capture: Capture, check: Callable[[], None] = lambda: None) ->
     return _digest(parts())
 
 
-def digest_file(path: Path) -> str:
-    """Of one file. Raises OSError where it cannot be read."""
-    return _digest([path.read_bytes()])
+def digest_arrays(arrays: Iterable[np.ndarray]) -> str:
+    """Of the values of some arrays."""
+    return _digest(array.tobytes() for array in arrays)
 
 
 def digest_folder(folder: Path) -> str:

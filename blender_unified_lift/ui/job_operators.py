@@ -113,7 +113,9 @@ class UNIFIEDLIFT_OT_resume(_StartsWorker, Operator):
 class UNIFIEDLIFT_OT_restart(_StartsWorker, Operator):
     bl_idname = "unified_lift.restart"
     bl_label = "Restart"
-    bl_description = "Run the same job again in a new folder. It goes on from trained splats"
+    bl_description = (
+        "Run the same job again in a new folder. It goes on from trained splats, if there are any"
+    )
     bl_options = {"REGISTER", "UNDO"}  # as Segment Scene
     states = (session.CRASHED, session.FAILED, session.CANCELLED)
     reason = "No job of this scene has failed"

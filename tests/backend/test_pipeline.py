@@ -247,6 +247,7 @@ def test_test_views_never_train(tmp_path):
         path = capture / "images" / f"{name}.jpg"
         Image.new("RGB", Image.open(path).size, (255, 0, 255)).save(path)
     segment_small(capture, tmp_path / "second")
+    assert geometry_stages(tmp_path / "second") == ["Training splats (cpu)"]
     first, second = ((tmp_path / name / "scene.ply").read_bytes() for name in ("first", "second"))
     assert first == second
 
@@ -405,19 +406,34 @@ def test_damaged_splats_of_an_earlier_run_are_trained_again(small, tmp_path, kep
     path.write_bytes(whole[: len(whole) // 2])
     assert unified_lift("run", kept).returncode == 0
     messages = warnings_of(kept)
-    assert any("geometry.ply is damaged" in text for text in messages)
+    assert any("geometry.ply" in text and "Training again" in text for text in messages)
     assert (kept / "scene.ply").read_bytes() == trained_anew(small, tmp_path)
 
 
-def test_a_result_that_was_changed_is_not_trained_on(small, tmp_path):
-    assert segment_small(small, tmp_path / "job").returncode == 0
-    path = tmp_path / "job" / "scene.ply"
-    splats = read_ply(path)
-    write_ply(path, replace(splats, means=splats.means + 1))
+def test_a_result_that_was_changed_is_not_taken(small, tmp_path):
+    """Nor does it stand in the way of a whole one."""
+    for name in ("first", "second"):
+        assert segment_small(small, tmp_path / name).returncode == 0
+    path = tmp_path / "first" / "scene.ply"
+    write_ply(path, replace(read_ply(path), means=read_ply(path).means + 1))
+    assert segment_small(small, tmp_path / "third").returncode == 0
+    assert geometry_stages(tmp_path / "third") == ["Reading splats of second"]
+    (tmp_path / "second" / "scene.ply").unlink()
+    (tmp_path / "third" / "checkpoint" / "source.json").write_text("[")
+    assert segment_small(small, tmp_path / "fourth").returncode == 0
+    assert geometry_stages(tmp_path / "fourth") == ["Training splats (cpu)"]
+    assert (tmp_path / "fourth" / "scene.ply").read_bytes() == trained_anew(small, tmp_path)
+
+
+def test_splats_that_were_not_trained_are_not_taken_for_such(small, tmp_path, sample_job):
+    job = tmp_path / "job"
+    assert segment_small(small, job).returncode == 0
+    request = json.loads((job / "job.json").read_text())
+    request["settings"]["splat"] = str(sample_job / "scene.ply")
+    (job / "job.json").write_text(json.dumps(request))
+    assert unified_lift("run", job).returncode == 0
     assert segment_small(small, tmp_path / "second").returncode == 0
     assert geometry_stages(tmp_path / "second") == ["Training splats (cpu)"]
-    assert any("scene.ply is damaged" in text for text in warnings_of(tmp_path / "second"))
-    assert (tmp_path / "second" / "scene.ply").read_bytes() == trained_anew(small, tmp_path)
 
 
 # ---- bad input

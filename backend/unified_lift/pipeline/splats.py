@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,11 +15,11 @@ import torch
 from unified_lift.capture import Capture
 from unified_lift.capture.images import load_photo, scaled_view
 from unified_lift.checkpoint import (
+    GEOMETRY_FILE,
     SOURCE_FILE,
-    holds_splats,
-    keep_result,
     keep_splats,
     kept_splats,
+    read_kept,
     splats_source,
 )
 from unified_lift.digests import digest_photos
@@ -30,7 +30,7 @@ from unified_lift.metrics import psnr
 from unified_lift.pipeline.job import CONFIG, Job
 from unified_lift.ply import read_ply
 from unified_lift.preparation import to_camera, with_points
-from unified_lift.protocol import CHECKPOINT_DIR, SCENE_FILE, JobError, describe_os_error
+from unified_lift.protocol import CHECKPOINT_DIR, JobError, describe_os_error
 
 
 def job_splats(job: Job, joint: Joint | None) -> Gaussians:
@@ -43,9 +43,7 @@ def job_splats(job: Job, joint: Joint | None) -> Gaussians:
     photos = digest_photos(job.capture, job.report.check)
     source = splats_source(photos, job.config, job.engine, job.settings.seed)
     own = _checkpoint(job)
-    beside = sorted(job.folder.absolute().parent.glob(f"*/{CHECKPOINT_DIR}"))
-    folder = next((place for place in [own, *beside] if holds_splats(place, source)), own)
-    kept = kept_splats(folder, source, job.report)
+    kept, folder = _kept(job, own, source)
     if kept is not None:
         whose = "" if folder == own else f" of {folder.parent.name}"
         job.report.stage("geometry", f"Reading splats{whose}")
@@ -53,38 +51,50 @@ def job_splats(job: Job, joint: Joint | None) -> Gaussians:
         job.report.plan(points=0.0, geometry=0.0)
     gaussians = _train(job, joint) if kept is None else kept
     if kept is None or folder != own:
-        with _telling_what_is_not_kept(job):
+        try:
             keep_splats(own, source, gaussians)
+        except OSError as error:  # they are at hand, and the work goes on
+            told = describe_os_error(error, own)
+            job.report.warning(f"The trained splats are not kept for another run. {told}")
     return gaussians
 
 
+def _kept(job: Job, own: Path, source: dict) -> tuple[Gaussians | None, Path]:
+    """What this job or one beside it has trained, and where it lies; None if no one has."""
+    jobs_dir = own.parents[1]
+    try:
+        names = sorted(set(os.listdir(jobs_dir)) - {own.parent.name})
+    except OSError:  # a folder may be written that cannot be listed
+        names = []
+    for folder in [own, *(jobs_dir / name / CHECKPOINT_DIR for name in names)]:
+        try:
+            kept = read_kept(folder, source)
+        except (JobError, OSError):  # of no use here; those of this job are told below
+            continue
+        if kept is not None:
+            return kept, folder
+    return kept_splats(own, source, job.report), own
+
+
 def end_checkpoint(job: Job) -> None:
-    """Keep the trained splats as what the result holds, for other jobs on the same photos."""
-    if (_checkpoint(job) / SOURCE_FILE).exists():
-        with _telling_what_is_not_kept(job):
-            keep_result(_checkpoint(job), job.folder.absolute() / SCENE_FILE)
+    """The result has the splats now; what they were made from stays, for other jobs."""
+    with suppress(OSError):  # then they lie on the disk twice
+        (_checkpoint(job) / GEOMETRY_FILE).unlink(missing_ok=True)
 
 
 def _checkpoint(job: Job) -> Path:
-    return job.folder.absolute() / CHECKPOINT_DIR
-
-
-@contextmanager
-def _telling_what_is_not_kept(job: Job) -> Iterator[None]:
-    """The splats are at hand, and the work goes on."""
-    try:
-        yield
-    except OSError as error:
-        told = describe_os_error(error, _checkpoint(job))
-        job.report.warning(f"The trained splats are not kept for another run. {told}")
+    return Path(os.path.abspath(job.folder)) / CHECKPOINT_DIR
 
 
 def where_kept(job: Job) -> str:
     """A sentence on trained splats that outlive a failure; "" if there are none."""
-    if not (_checkpoint(job) / SOURCE_FILE).exists():
+    folder = _checkpoint(job)
+    if not (folder / SOURCE_FILE).is_file():
         return ""
-    jobs_dir = job.folder.absolute().parent
-    return f" The trained splats are kept: this job, or another in {jobs_dir}, goes on from them."
+    return (
+        " The trained splats are kept: this job goes on from them, and so does another one in "
+        f"{folder.parents[1]} with the same photos and quality."
+    )
 
 
 def _read_splats(path: Path, capture: Capture) -> Gaussians:
