@@ -245,7 +245,7 @@ def test_one_mask_over_everything_has_no_contrast():
     features.requires_grad_()
     losses = published_losses(features, torch.ones_like(masks), codebook, CONFIG)
     losses.contrast.backward()
-    assert float(losses.contrast) == pytest.approx(0, abs=1e-6)
+    assert losses.contrast.item() == pytest.approx(0, abs=1e-6)
     assert torch.allclose(features.grad, torch.zeros_like(features), atol=1e-6)
     assert all(torch.isfinite(loss) for loss in losses)
 
