@@ -11,6 +11,9 @@ from unified_lift.capture.views import nearest_cameras
 from unified_lift.config import GeometryConfig
 from unified_lift.rendering import Camera
 
+FLAT = 1e-4  # squared contrast of a picture that says little of its gain: it stays near 1
+GAINS = (0.25, 4.0)  # two stops; beyond, splats and photo show different things
+
 
 class Exposures:
     """A gain and a bias of each photo and channel; the scene keeps the photos' mean colours.
@@ -40,6 +43,16 @@ class Exposures:
         if not self.on_trial:
             return 0.0
         return (self._corrected(image.detach(), view) - photo).abs().mean()
+
+    @torch.no_grad()
+    def fit(self, image: Tensor, photo: Tensor, view: int) -> None:
+        """Take what makes a photo of the scene's own colours, (H, W, 3) both, by least squares."""
+        image, photo = image.reshape(-1, 3), photo.reshape(-1, 3)
+        middle, mean = image.mean(0), photo.mean(0)
+        spread = (image - middle).square().mean(0)
+        together = ((image - middle) * (photo - mean)).mean(0)
+        gain = ((together + FLAT) / (spread + FLAT)).clamp(*GAINS)
+        self.rows[view].copy_(torch.stack([gain.log(), mean - gain * middle]))
 
     def _corrected(self, image: Tensor, view: int) -> Tensor:
         gain, bias = self.rows[view]

@@ -129,15 +129,15 @@ def train(
     total, spent = sum(costs), 0.0
     full_size = int(sum(config.coarse_shares[:-1]) * config.iterations)
     losses: list[Tensor] = []
-    for step, view, photo, camera in _schedule(photos, cameras, config, generator):
+    for step, view, photo, camera in schedule(photos, cameras, config, generator):
         if step == min(full_size, config.exposure_rounds * len(photos)):
             exposures.judge(config)
-        loss = _photometric(trainer, exposures, view, photo, camera, config, engine)
+        loss = photometric(trainer, exposures, view, photo, camera, config, engine)
         losses.append(loss.detach())
-        loss = loss + _regularizers(trainer, extent, config)
+        loss = loss + regularizers(trainer, extent, config)
         if learner:
             loss = loss + learner.loss(view, _features_of(trainer, camera, engine))
-        _descend(trainer, loss, step, config)
+        descend(trainer, loss, step, config)
         exposures.step()
         if _densify_now(config, step):
             densify(trainer, config, generator)
@@ -150,14 +150,14 @@ def train(
         show({name: trainer.gaussians[name] for name in PARAMETERS})
         if finished:
             break
-    _check_finite(trainer.gaussians)
+    check_finite(trainer.gaussians)
     trained = {name: value.detach().cpu() for name, value in trainer.gaussians.items()}
     if learner:
         learner.features = trained.pop(FEATURES)
     return trained
 
 
-def _schedule(
+def schedule(
     photos: list[np.ndarray],
     cameras: list[Camera],
     config: GeometryConfig,
@@ -249,7 +249,7 @@ def _shrink(
     return images, scaled
 
 
-def _photometric(
+def photometric(
     trainer: Trainer,
     exposures: Exposures,
     view: int,
@@ -267,7 +267,7 @@ def _photometric(
     return loss + exposures.trial_loss(image, target, view)
 
 
-def _regularizers(trainer: Trainer, extent: float, config: GeometryConfig) -> Tensor:
+def regularizers(trainer: Trainer, extent: float, config: GeometryConfig) -> Tensor:
     """Small and faint Gaussians cost least (3DGS-MCMC); small beside the scene, in any unit."""
     opacity = trainer.gaussians["opacities"].sigmoid().mean()
     scale = trainer.gaussians["scales"].exp().mean() / extent
@@ -280,7 +280,7 @@ def _features_of(trainer: Trainer, camera: Camera, engine: Engine) -> Tensor:
     return engine.rasterize(*geometry, trainer.gaussians[FEATURES], camera).channels
 
 
-def _descend(trainer: Trainer, loss: Tensor, step: int, config: GeometryConfig) -> None:
+def descend(trainer: Trainer, loss: Tensor, step: int, config: GeometryConfig) -> None:
     """One step of Adam."""
     share = step / config.iterations
     late = max(0.0, share - config.decay_from) / (1 - config.decay_from)
@@ -334,7 +334,8 @@ def _finished(losses: list[Tensor], config: GeometryConfig) -> bool:
     return float(losses[-1]) < config.done_loss and float(max(losses)) < config.done_loss
 
 
-def _check_finite(gaussians: Gaussians) -> None:
+def check_finite(gaussians: Gaussians) -> None:
+    """Refuse splats of which anything became NaN or infinite, with a JobError."""
     if not all(bool(value.isfinite().all()) for value in gaussians.values()):
         raise JobError(
             "Training diverged: some splats became NaN. Check that the camera poses belong to "

@@ -18,7 +18,7 @@ FLOORS = [
     {"benchmark"},
     {"pipeline", "views"},
     {"previews"},
-    {"preparation", "checkpoint"},
+    {"preparation", "checkpoint", "edges"},
     {"masks", "lift", "geometry"},
     {"gaussians", "exposures", "digests"},
     {"metrics", "rendering", "capture"},

@@ -3,18 +3,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+from torch import Tensor
 
 from unified_lift.config import LiftConfig
+from unified_lift.gaussians import Gaussians
 from unified_lift.lift.compaction import compact
 from unified_lift.lift.incidence import Incidence, mask_incidence
 from unified_lift.lift.objects import SeenSplats, settle
 from unified_lift.lift.refinement import shapes_of
 from unified_lift.lift.votes import split_by_votes
 from unified_lift.rendering.weights import BlendWeights
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method gives: object_ids (N,) from 0, -1 = none, and what it learned, if anything.
+
+    Gaussians are None where they are as they were given.
+    """
+
+    object_ids: np.ndarray
+    features: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    codebook: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    gaussians: Gaussians | None = None
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,7 @@ class Frozen:
         lift: thresholds for this kind of masks.
         shape_maps: likewise, what geometry alone shows; None where it made the masks.
         splats: the Gaussians; None where a split stays as a method leaves it.
+        sharpen: gives them the edges of a split (N,), as a job does; None where none does.
     """
 
     weights: list[BlendWeights]
@@ -34,6 +51,7 @@ class Frozen:
     lift: LiftConfig
     shape_maps: list[np.ndarray] | None = None
     splats: SeenSplats | None = None
+    sharpen: Callable[[np.ndarray], Gaussians] | None = None
 
     @property
     def num_gaussians(self) -> int:
@@ -60,11 +78,12 @@ class Frozen:
         """Objects of the shape maps, (N,)."""
         return None if self.shape_maps is None else shapes_of(self.weights, self.shape_maps)
 
-    def settled(self, object_ids: np.ndarray) -> np.ndarray:
-        """A split (N,) as a job hands it over."""
-        if self.splats is None:
-            return object_ids
-        return settle(self.incidence, object_ids, self.splats, self.lift)
+    def handed_over(self, object_ids: np.ndarray, *learned: Tensor) -> Outcome:
+        """A split (N,) as a job hands it over: settled, its edges sharp; and what it learned."""
+        if self.splats is not None:
+            object_ids = settle(self.incidence, object_ids, self.splats, self.lift)
+        arrays = [values.numpy() for values in learned]
+        return Outcome(object_ids, *arrays, gaussians=self.sharpen and self.sharpen(object_ids))
 
     @property
     def scene(self) -> tuple[list[BlendWeights], list[np.ndarray | None], int]:
@@ -85,12 +104,3 @@ def vote_labels(weights: list[BlendWeights], label_maps: list[np.ndarray | None]
         mass += blend.mask_mass(np.searchsorted(ids, labels).ravel(), len(ids)).toarray()
     mass[ids == 0] = 0
     return np.where(mass.max(0) > 0, ids[mass.argmax(0)], 0)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a method gives: object_ids (N,) from 0, -1 = none, and what it learned, if anything."""
-
-    object_ids: np.ndarray
-    features: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    codebook: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))

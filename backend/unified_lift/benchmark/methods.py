@@ -42,7 +42,7 @@ def oracle(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome
 def votes(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
     """Ours without training: mask graph, votes, compaction."""
     refined = refine(frozen.incidence, frozen.by_votes, frozen.lift, frozen.shapes)
-    return Outcome(frozen.settled(refined))
+    return frozen.handed_over(refined)
 
 
 # ---- ours, whole and in parts
@@ -55,7 +55,7 @@ def default(
     scene = (frozen.weights, frozen.label_maps, frozen.incidence)
     split = (frozen.tracks, frozen.by_votes, frozen.shapes, frozen.lift)
     object_ids, *learned = learn_objects(*scene, *split, seed, report, learning=learning)
-    return _learned(frozen.settled(object_ids), *learned)
+    return frozen.handed_over(object_ids, *learned)
 
 
 def changed(frozen: Frozen, budget: Budget, seed: int, report: Report, **lift: object) -> Outcome:
@@ -66,7 +66,12 @@ def changed(frozen: Frozen, budget: Budget, seed: int, report: Report, **lift: o
 
 def unsettled(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
     """Ours as learned: with background, holes where no view looks, and frayed feet."""
-    return default(replace(frozen, splats=None), budget, seed, report)
+    return default(replace(frozen, splats=None, sharpen=None), budget, seed, report)
+
+
+def unsharpened(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
+    """Ours on the Gaussians as they are, which reach over the objects' borders."""
+    return default(replace(frozen, sharpen=None), budget, seed, report)
 
 
 def codes_alone(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
@@ -74,7 +79,7 @@ def codes_alone(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Ou
     num_codes = count_codes(frozen.tracks, frozen.incidence, frozen.lift)
     learned = train_features(*frozen.scene, num_codes, FEATURES, seed, report)
     object_ids = compact(frozen.incidence, nearest_codes(*learned), frozen.lift)
-    return _learned(frozen.settled(object_ids), *learned)
+    return frozen.handed_over(object_ids, *learned)
 
 
 def our_losses(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
@@ -224,6 +229,7 @@ STEPS = {
     "no-settling": Row(
         unsettled, "ours as learned: background, holes where no view looks, frayed feet"
     ),
+    "no-sharpening": Row(unsharpened, "ours, on the same splats as all others"),
     "dissolve-all": Row(
         partial(changed, dissolve_joined=-1.0), "ours, dissolves also what masks never join"
     ),

@@ -75,7 +75,9 @@ def draw_level(
     columns = {"photo": suite.test_photos, "rendering": suite.test_images}
     columns["truth"] = like_truth(suite.truths, suite.truths)
     for name, outcome in outcomes.items():
-        columns[name] = like_truth(predict(suite, outcome.object_ids), suite.truths)
+        columns[name] = like_truth(
+            predict(suite.with_gaussians(outcome.gaussians), outcome.object_ids), suite.truths
+        )
     rows = {
         suite.test_views[i].name: [pictures[i] for pictures in columns.values()]
         for i in _shown(range(len(suite.test_views)))

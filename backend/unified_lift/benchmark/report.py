@@ -37,11 +37,13 @@ COLUMNS: list[tuple[str, Callable[[dict], float | None], str]] = [
     ("extraction", lambda cell: cell["extraction"]["iou"], "{:.3f}"),
     ("left out", lambda cell: cell["extraction"]["left_out"], "{:.3f}"),
     ("caught", lambda cell: cell["confidence"]["caught"], "{:.3f}"),
+    ("dB", lambda cell: cell["scene"]["psnr"], "{:.2f}"),
     ("s", lambda cell: cell["seconds"], "{:.1f}"),
     ("MB", lambda cell: cell["megabytes"], "{:.0f}"),
 ]
 READING = """\
-All methods get the same frozen splats, blend weights and masks, and give one id to each Gaussian;
+All methods get the same frozen splats, blend weights and masks, and give one id to each Gaussian
+(ours, with masks whose borders are right, then sharpens those of the splats: `no-sharpening`);
 ids are rendered as label maps of the test views (the largest blended share, alpha at least one
 half). Scores take all test views as one picture: an id must hold through the views.
 Protocol *things* unless *all* is said: pieces of floor and walls do not count as false.
@@ -62,6 +64,7 @@ Protocol *things* unless *all* is said: pieces of floor and walls do not count a
   by chance; – where none is wrong. A label is wrong if the oracle gives most of its object another
   one; floor in walls does not count. The curves show the share of wrong labels among the most
   confident Gaussians, over how many are kept.
+- *dB*: test PSNR of the splats as the method leaves them.
 - *s*, *MB*: time of the method after the geometry, the most memory that the process held, what
   earlier methods left in it included.
 - ±: mean over the seeds, and half of their range. Pictures and curves show the first seed.

@@ -9,10 +9,11 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from unified_lift.benchmark.frozen import Frozen, Outcome
 from unified_lift.benchmark.machine import MEMORY_FILE, held_megabytes
@@ -41,8 +42,9 @@ CELLS_DIR = "cells"
 SUITES_DIR = "suites"
 SAMPLE_SECONDS = 0.05
 ARRAYS = ".npz"
+CHANGED = "gaussians_"  # before the names of the parameters that a method has changed
 # What a cell hangs on: how splats, masks and objects are made, and how they are scored.
-CODE = ("config.py", *SPLATS_CODE, "masks", "lift", "metrics")
+CODE = ("config.py", *SPLATS_CODE, "masks", "lift", "edges.py", "metrics")
 CODE += tuple(
     f"benchmark/{name}.py" for name in ("frozen", "methods", "rivals", "scores", "suites")
 )
@@ -239,7 +241,8 @@ def _frozen(
         label_maps = shape_maps or suite_surfaces(suite, report)[0]  # says why there are none
         return Frozen(suite.weights, label_maps, AUTO_LIFT, splats=splats)
     label_maps = suite_masks(suite, masks, report)
-    return Frozen(suite.weights, label_maps, LiftConfig(), shape_maps, splats)
+    sharpen = partial(suite.sharpened, label_maps, report=report)
+    return Frozen(suite.weights, label_maps, LiftConfig(), shape_maps, splats, sharpen)
 
 
 def _run_task(
@@ -259,6 +262,7 @@ def _run_task(
     _save_arrays(task.path.with_suffix(ARRAYS), outcome)
     measured = {"seconds": meter.seconds, "megabytes": meter.megabytes, "losses": recorder.losses}
     told = {"warnings": [*warnings, *recorder.warnings]}
+    suite = suite.with_gaussians(outcome.gaussians)
     scores = score_split(suite, outcome.object_ids, frozen.incidence, frozen.lift)
     write_json(task.path, {**asdict(cell), "key": task.key, **measured, **told, **scores})
 
@@ -269,6 +273,7 @@ def _save_arrays(path: Path, outcome: Outcome) -> None:
         object_ids=outcome.object_ids.astype(np.int32),
         features=np.asarray(outcome.features, np.float16),
         codebook=np.asarray(outcome.codebook, np.float32),
+        **{f"{CHANGED}{name}": value.numpy() for name, value in (outcome.gaussians or {}).items()},
     )
 
 
@@ -276,7 +281,13 @@ def _load_arrays(path: Path) -> Outcome:
     path = path.with_suffix(ARRAYS)
     try:
         with np.load(path) as arrays:
-            return Outcome(**arrays)
+            changed = {
+                name.removeprefix(CHANGED): torch.from_numpy(arrays[name])
+                for name in arrays
+                if name.startswith(CHANGED)
+            }
+            given = {name: arrays[name] for name in arrays if not name.startswith(CHANGED)}
+            return Outcome(**given, gaussians=changed or None)
     except (OSError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise JobError(f"{path} is damaged ({error}).") from error
 

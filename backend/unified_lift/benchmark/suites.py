@@ -21,10 +21,12 @@ from unified_lift.config import (
     MASKS_AUTO,
     PRESETS,
     GeometryConfig,
+    LiftConfig,
     PipelineConfig,
     SurfaceMaskConfig,
 )
 from unified_lift.digests import digest_folder, digest_photos
+from unified_lift.edges import border_targets, sharpen_edges
 from unified_lift.gaussians import GEOMETRY, Gaussians
 from unified_lift.geometry import train
 from unified_lift.lift.objects import SeenSplats
@@ -66,22 +68,27 @@ class Suite:
         name: as `suite_name`.
         capture_dir: holds photos, cameras, masks/LEVEL/ and gt/.
         gaussians: raw parameters, N.
-        photos: the V training photos that the lift works on, at its size.
+        trained_on: the V training photos, as the splats were trained on them.
+        photos: those that the lift works on, at its size.
         weights: blend weights of each of them.
         test_views: at their full size.
         truths: (H, W) int32 of each test view, 0 = not annotated.
         things, stuff: ids in `truths`.
+        preset: of the splats' training.
+        engine: what renders.
     """
 
     name: str
     capture_dir: Path
     gaussians: Gaussians
+    trained_on: Photos
     photos: Photos
     weights: list[BlendWeights]
     test_views: list[View]
     truths: list[np.ndarray]
     things: list[int]
     stuff: list[int]
+    preset: GeometryConfig
     engine: Engine
 
     @cached_property
@@ -140,6 +147,29 @@ class Suite:
         means = self.gaussians["means"].cpu().numpy()
         alone = shown_alone(self.engine, self.gaussians, self.photos.cameras)
         return SeenSplats(means, planes.plane_of_gaussian(means), self.weights, alone)
+
+    def sharpened(
+        self, label_maps: list[np.ndarray | None], object_ids: np.ndarray, report: Report
+    ) -> Gaussians | None:
+        """The splats with the edges of a split (N,), as the label maps of the photos show them.
+
+        None where these do not show them well enough.
+        """
+        targets = border_targets(self.weights, label_maps, object_ids, LiftConfig())
+        if targets is None:
+            return None
+        scene = (self.trained_on.images, self.trained_on.cameras, targets, self.photos.cameras)
+        changed = (self.gaussians, object_ids, *scene)
+        return sharpen_edges(*changed, self.preset, self.engine, SEED, report)
+
+    def with_gaussians(self, gaussians: Gaussians | None) -> Suite:
+        """The scene with splats that a method has changed, or the scene itself if none has."""
+        if gaussians is None:
+            return self
+        device = self.engine.device
+        return replace(
+            self, gaussians={name: value.to(device) for name, value in gaussians.items()}
+        )
 
     def object_alphas(self, rows: np.ndarray) -> list[np.ndarray]:
         """Alpha (H, W) of some Gaussians rendered alone, in each test view."""
@@ -247,12 +277,13 @@ def load_suite(
     gaussians = trained_splats(capture, photos, cache_dir, config, digest, engine, report)
     gaussians = {name: value.to(engine.device) for name, value in gaussians.items()}
     side, _ = lift_size(photos, CONFIG)
-    photos = photos.at(side)
+    trained_on, photos = photos, photos.at(side)
     geometry = [gaussians[name] for name in GEOMETRY]
     weights = [engine.blend_weights(*geometry, camera) for camera in photos.cameras]
     meta = read_meta(capture_dir / GT_DIR)
     views = list(capture.test_views)
-    return Suite(name, capture_dir, gaussians, photos, weights, views, truths, *meta, engine)
+    scene = (gaussians, trained_on, photos, weights)
+    return Suite(name, capture_dir, *scene, views, truths, *meta, PRESETS[preset], engine)
 
 
 def trained_splats(

@@ -50,7 +50,7 @@ def job_splats(job: Job, joint: Joint | None) -> Gaussians:
         # Done already, it tells nothing of this machine's speed.
         job.report.plan(points=0.0, geometry=0.0)
     gaussians = _train(job, joint) if kept is None else kept
-    if kept is None or folder != own:
+    if kept is None or folder != own or not (own / GEOMETRY_FILE).is_file():
         try:
             keep_splats(own, source, gaussians)
         except OSError as error:  # they are at hand, and the work goes on
@@ -77,7 +77,7 @@ def _kept(job: Job, own: Path, source: dict) -> tuple[Gaussians | None, Path]:
 
 
 def end_checkpoint(job: Job) -> None:
-    """The result has the splats now; what they were made from stays, for other jobs."""
+    """The result has these splats now; what they were made from stays, for other jobs."""
     with suppress(OSError):  # then they lie on the disk twice
         (_checkpoint(job) / GEOMETRY_FILE).unlink(missing_ok=True)
 
@@ -135,13 +135,13 @@ class Quality(NamedTuple):
     alpha: float
 
 
-def judge_splats(job: Job, gaussians: Gaussians) -> Quality:
+def judge_splats(job: Job, gaussians: Gaussians) -> None:
     """Tell where splats are not of these photos.
 
     Raises:
         JobError: the splats are the user's own, and no photo shows them.
     """
-    quality = _quality(job, gaussians)
+    quality = splat_quality(job, gaussians)
     path = job.settings.splat
     unlike = f"unlike the photos (PSNR {quality.psnr:.1f} dB, "
     unlike += f"one flat colour has {quality.flat_psnr:.1f} dB)"
@@ -149,16 +149,15 @@ def judge_splats(job: Job, gaussians: Gaussians) -> Quality:
         if quality.psnr < quality.flat_psnr:
             remedy = "Check that the cameras belong to the photos."
             job.report.warning(f"The trained splats look {unlike}. {remedy}")
-        return quality
+        return
     remedy = "Its splats have to lie in the world frame of the capture's cameras."
     if quality.alpha < CONFIG.min_splat_alpha:
         raise JobError(f"{path} shows next to nothing in the views of the photos. {remedy}")
     if quality.psnr < quality.flat_psnr + CONFIG.min_splat_gain:
         job.report.warning(f"{path} looks {unlike}. {remedy}")
-    return quality
 
 
-def _quality(job: Job, gaussians: Gaussians) -> Quality:
+def splat_quality(job: Job, gaussians: Gaussians) -> Quality:
     """Of the test views; of the training views where there are no others."""
     values = []
     for full in job.capture.test_views or job.capture.train_views:

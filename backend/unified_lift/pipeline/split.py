@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unified_lift.config import AUTO_LIFT, MASKS_AUTO, OURS, LiftConfig, PublishedConfig
+from unified_lift.config import AUTO_LIFT, MASKS_AUTO, OURS, LiftConfig, PublishedConfig, Settings
+from unified_lift.edges import border_targets, sharpen_edges
 from unified_lift.gaussians import Gaussians, to_splats
 from unified_lift.lift.compaction import compact, without_gaps
 from unified_lift.lift.default import learn_objects
@@ -22,7 +23,7 @@ from unified_lift.lift.published import Joint, train_published
 from unified_lift.lift.refinement import refine
 from unified_lift.lift.votes import split_by_votes
 from unified_lift.pipeline.job import Job
-from unified_lift.pipeline.lifting import Lifting
+from unified_lift.pipeline.lifting import Lifting, is_judged_by_shape
 from unified_lift.pipeline.splats import where_kept
 from unified_lift.ply import write_ply
 from unified_lift.protocol import (
@@ -36,8 +37,12 @@ from unified_lift.protocol import (
 
 @dataclass(frozen=True)
 class Split:
-    """The answer: object_ids (N,) int32, confidence (N,) float32, and the learned features."""
+    """The answer: object_ids (N,) int32, confidence (N,) float32, and the learned features.
 
+    The Gaussians are those that were split, or have sharper edges now.
+    """
+
+    gaussians: Gaussians
     objects: list[ObjectRecord]
     object_ids: np.ndarray
     confidence: np.ndarray
@@ -82,10 +87,42 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
     means, on_plane = gaussians["means"].numpy(), lifting.plane_of_gaussian
     splats = SeenSplats(means, on_plane, lifting.weights, alone)
     object_ids = settle(incidence, object_ids, splats, config, report.progress)
+    if is_sharpened(settings):
+        gaussians = _sharpened(job, lifting, gaussians, object_ids, config)
+        splats = replace(splats, means=gaussians["means"].numpy())
     objects, ids, confidence = describe(incidence, object_ids, splats, config)
     _check_objects(objects, tracks, job)
     previews.show(gaussians, label_map(lifting.weights[0], ids), "Objects")
-    return Split(objects, ids, confidence, features.numpy(), codebook.numpy())
+    return Split(gaussians, objects, ids, confidence, features.numpy(), codebook.numpy())
+
+
+def is_sharpened(settings: Settings) -> bool:
+    """Whether splats may learn from the masks where objects end.
+
+    A user's own splats stay as they are, a published method as it was published, and what geometry
+    alone shows tells it nothing new.
+    """
+    return not settings.splat and is_judged_by_shape(settings)
+
+
+def _sharpened(
+    job: Job, lifting: Lifting, gaussians: Gaussians, object_ids: np.ndarray, config: LiftConfig
+) -> Gaussians:
+    targets = border_targets(lifting.weights, lifting.label_maps, object_ids, config)
+    if targets is None:
+        job.report.plan(edges=0.0)
+        return gaussians
+    label = "Sharpening edges"
+    job.report.stage("edges", label)
+
+    def show(changed: Gaussians) -> None:
+        if job.previews.due:
+            job.previews.show(changed, targets[0], label)
+
+    photos, views = job.photos, lifting.photos.cameras
+    scene = (photos.images, photos.cameras, targets, views, job.config)
+    running = (job.engine, job.settings.seed, job.report, show)
+    return sharpen_edges(gaussians, object_ids, *scene, *running)
 
 
 def _check_objects(objects: list[ObjectRecord], tracks: np.ndarray, job: Job) -> None:
@@ -105,7 +142,7 @@ def _check_objects(objects: list[ObjectRecord], tracks: np.ndarray, job: Job) ->
         job.report.warning("Only one object was found: the masks tell no others apart.")
 
 
-def write_result(job_dir: Path, gaussians: Gaussians, split: Split) -> None:
+def write_result(job_dir: Path, split: Split) -> None:
     """Write what Blender reads, and the learned features."""
     np.savez_compressed(
         job_dir / FEATURES_FILE,
@@ -113,5 +150,6 @@ def write_result(job_dir: Path, gaussians: Gaussians, split: Split) -> None:
         codebook=split.codebook,
     )
     write_json(job_dir / OBJECTS_FILE, {"objects": [asdict(entry) for entry in split.objects]})
-    splats = replace(to_splats(gaussians), object_ids=split.object_ids, confidence=split.confidence)
+    splats = to_splats(split.gaussians)
+    splats = replace(splats, object_ids=split.object_ids, confidence=split.confidence)
     write_ply(job_dir / SCENE_FILE, splats)

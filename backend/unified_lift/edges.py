@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Edges of objects: a little more training of the Gaussians, now that it is known whose each is.
+
+Photos alone do not forbid a Gaussian to reach over the border of two things that look alike there.
+The masks do, once each is known to show which object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unified_lift.config import EdgeConfig, GeometryConfig, LiftConfig
+from unified_lift.exposures import Exposures
+from unified_lift.gaussians import GEOMETRY, PARAMETERS, Gaussians, scene_extent
+from unified_lift.geometry import (
+    Trainer,
+    check_finite,
+    descend,
+    photometric,
+    regularizers,
+    schedule,
+    step_costs,
+)
+from unified_lift.lift.labels import label_map
+from unified_lift.protocol import Report
+from unified_lift.rendering import Camera, Engine
+from unified_lift.rendering.weights import BlendWeights
+
+EDGES = EdgeConfig()
+
+
+def border_targets(
+    weights: list[BlendWeights],
+    label_maps: list[np.ndarray | None],
+    object_ids: np.ndarray,
+    config: LiftConfig,
+) -> list[np.ndarray] | None:
+    """What each view should show: what its masks say near the objects' borders, else the split.
+
+    A mask speaks for the object that it shows, if it shows one. Farther from that object than
+    borders go wrong the mask is wrong, and so the split stands, as it does where there is no mask.
+
+    Args:
+        weights: of each view, N Gaussians.
+        label_maps: (H, W) int each, 0 = unlabelled, ids local to the view; None = no masks.
+        object_ids: (N,) int from 0, -1 = none.
+        config: from which IoU on a mask shows an object.
+
+    Returns:
+        (H, W) int32 each: the object's id + 1, 0 = anything. None where the masks end so loosely
+        that what they agree on, the split, tells more than they do.
+    """
+    targets, fits = [], []
+    for blend, labels in zip(weights, label_maps, strict=True):
+        target = label_map(blend, object_ids + 1)
+        if labels is not None:
+            shown, fit, masks = _shown_objects(target, labels)
+            named = fit >= config.support_iou
+            fits.append(fit[named])
+            asked = np.where(named, shown, 0)[masks]
+            near = _is_near(target, asked, EDGES.reach)
+            target = np.where((asked > 0) & near, asked, target).astype(np.int32)
+        targets.append(target)
+    fits = np.concatenate(fits)
+    return targets if len(fits) and np.median(fits) >= EDGES.min_fit else None
+
+
+def _shown_objects(
+    split: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The object that each of a view's M masks fits best, with its IoU; and the mask of a pixel.
+
+    Args:
+        split: (H, W) int, as the view shows it, 0 = no object.
+        labels: (H, W) int, 0 = unlabelled.
+
+    Returns:
+        (M,) int, (M,) float, (H, W) int; unlabelled pixels are one mask, which fits nothing.
+    """
+    names, masks = np.unique(labels, return_inverse=True)
+    masks = masks.reshape(labels.shape)
+    num = int(split.max()) + 1
+    cells = np.bincount((masks * num + split).ravel(), minlength=len(names) * num)
+    shared = cells.reshape(len(names), num)
+    iou = shared / np.maximum(shared.sum(1, keepdims=True) + shared.sum(0) - shared, 1)
+    iou[names == 0] = 0
+    iou[:, 0] = 0
+    return iou.argmax(1), iou.max(1), masks
+
+
+def _is_near(shown: np.ndarray, asked: np.ndarray, reach: int) -> np.ndarray:
+    """Whether a view shows within some pixels of each what is asked for there, (H, W) bool."""
+    height, width = shown.shape
+    padded = np.pad(shown, reach)
+    near = np.zeros(shown.shape, bool)
+    for y in range(-reach, reach + 1):
+        for x in range(-reach, reach + 1):
+            if y * y + x * x <= reach * reach:
+                rows, columns = reach + y, reach + x
+                near |= padded[rows : rows + height, columns : columns + width] == asked
+    return near
+
+
+def sharpen_edges(
+    gaussians: Gaussians,
+    object_ids: np.ndarray,
+    photos: list[np.ndarray],
+    cameras: list[Camera],
+    targets: list[np.ndarray],
+    views: list[Camera],
+    config: GeometryConfig,
+    engine: Engine,
+    seed: int,
+    report: Report,
+    show: Callable[[Gaussians], None] = lambda gaussians: None,
+) -> Gaussians:
+    """Go on training until each object ends where the views say, and looks as before.
+
+    Beside the photometric loss, the share m_j of each object j in a pixel of object t costs
+    |m - e_t|^2. Its gradient is that of |sum_j (m_j - [j = t]) c_j|^2, on average, for random unit
+    vectors c_j: three channels do for any number of objects, with new ones in each step.
+
+    Args:
+        gaussians: raw parameters, N.
+        object_ids: (N,) int from 0, -1 = none; they stay as they are.
+        photos: (H, W, 3) uint8 each, at training size.
+        cameras: of the photos.
+        targets: of some views, as `border_targets`.
+        views: cameras of the targets.
+        config: of the training before.
+        engine: what renders.
+        seed: makes the run repeatable.
+        report: told of each step.
+        show: called after each step, to make a preview.
+
+    Returns:
+        The raw parameters, detached, on the CPU.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    config, device = _continued(config), engine.device
+    start = {name: value.to(device) for name, value in gaussians.items()}
+    extent = scene_extent(cameras)
+    trainer = Trainer.start(start, extent, config)
+    exposures = Exposures(cameras, config, device)
+    for view, (photo, camera) in enumerate(zip(photos, cameras, strict=True)):
+        report.check()
+        with torch.no_grad():
+            image = engine.render(**start, camera=camera).channels
+        exposures.fit(image, torch.tensor(photo, device=device).float() / 255, view)
+    exposures.judge(config)
+    numbers = torch.from_numpy(object_ids + 1).to(device)
+    order: list[int] = []
+    for step, view, photo, camera in schedule(photos, cameras, config, generator):
+        loss = photometric(trainer, exposures, view, photo, camera, config, engine)
+        loss = loss + regularizers(trainer, extent, config)
+        order = order or torch.randperm(len(views), generator=generator).tolist()
+        place = order.pop()
+        target = torch.from_numpy(targets[place]).to(device)
+        mixed = _mixing(trainer, numbers, target, views[place], engine, generator)
+        descend(trainer, loss + EDGES.weight * mixed, step, config)
+        report.progress(step + 1, config.iterations, f"{step + 1} of {config.iterations} steps")
+        show(trainer.gaussians)
+    check_finite(trainer.gaussians)
+    return {name: trainer.gaussians[name].detach().cpu() for name in PARAMETERS}
+
+
+def _mixing(
+    trainer: Trainer,
+    numbers: Tensor,
+    target: Tensor,
+    camera: Camera,
+    engine: Engine,
+    generator: torch.Generator,
+) -> Tensor:
+    """How much a view's pixels show of other objects than they should, mean over all pixels."""
+    count = int(torch.stack([numbers.max(), target.max()]).max()) + 1
+    codes = torch.randn(count, 3, generator=generator).to(target.device)
+    codes = torch.nn.functional.normalize(codes, dim=1)
+    geometry = [trainer.gaussians[name] for name in GEOMETRY]
+    shown = engine.rasterize(*geometry, codes[numbers], camera).channels
+    difference = (shown - codes[target.long()]).square().sum(-1)
+    return (difference * (target > 0)).mean()
+
+
+def sharpening_seconds(config: GeometryConfig, cameras: list[Camera]) -> float:
+    """Expected seconds, as `training_seconds`: each step renders colours, and objects."""
+    return 2 * sum(step_costs(_continued(config), cameras, config.max_gaussians))
+
+
+def _continued(config: GeometryConfig) -> GeometryConfig:
+    """The training's end once more: at full size, with rates that fall to its last ones."""
+    return replace(
+        config,
+        iterations=max(1, round(EDGES.share * config.iterations)),
+        coarse_factors=(1,),
+        coarse_shares=(1.0,),
+        means_lr=EDGES.means_rate * config.means_lr,
+        decay_from=0.0,
+    )
