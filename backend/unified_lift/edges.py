@@ -55,19 +55,19 @@ def border_targets(
         (H, W) int32 each: the object's id + 1, 0 = anything. None where the masks end so loosely
         that what they agree on, the split, tells more than they do.
     """
-    targets, fits = [], []
+    targets: list[np.ndarray] = []
+    fits: list[float] = []
     for blend, labels in zip(weights, label_maps, strict=True):
         target = label_map(blend, object_ids + 1)
         if labels is not None:
             shown, fit, masks = _shown_objects(target, labels)
             named = fit >= config.support_iou
-            fits.append(fit[named])
+            fits += fit[named].tolist()
             asked = np.where(named, shown, 0)[masks]
             near = _is_near(target, asked, EDGES.reach)
             target = np.where((asked > 0) & near, asked, target).astype(np.int32)
         targets.append(target)
-    fits = np.concatenate(fits)
-    return targets if len(fits) and np.median(fits) >= EDGES.min_fit else None
+    return targets if fits and np.median(fits) >= EDGES.min_fit else None
 
 
 def _shown_objects(

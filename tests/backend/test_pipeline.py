@@ -87,12 +87,17 @@ def start_run(small, job):
 # ---- what comes out
 
 
+def scores_of(job, folder):
+    """Scores of the sample's things in its test views, which are rendered into a folder."""
+    assert unified_lift("render", job, "--out", folder, "--split", "test").returncode == 0
+    return json.loads(unified_lift("evaluate", folder / "ids", SAMPLE / "gt").stdout)["things"]
+
+
 def test_the_sample_is_split_into_its_objects(sample_job, tmp_path):
-    assert unified_lift("render", sample_job, "--out", tmp_path, "--split", "test").returncode == 0
-    scores = json.loads(unified_lift("evaluate", tmp_path / "ids", SAMPLE / "gt").stdout)
-    assert scores["things"]["TP"] >= 7
-    assert scores["things"]["FP"] <= 1
-    assert scores["things"]["mIoU"] > 0.75
+    scores = scores_of(sample_job, tmp_path)
+    assert scores["TP"] >= 7
+    assert scores["FP"] <= 1
+    assert scores["mIoU"] > 0.75
 
 
 def test_splats_and_object_list_tell_the_same(sample_job):
@@ -111,8 +116,7 @@ def test_splats_and_object_list_tell_the_same(sample_job):
 
 def test_the_job_tells_its_way(sample_job):
     events = read_events(sample_job)[0]
-    stages = [event["stage"] for event in events if event["event"] == "stage"]
-    assert stages == ["photos", "geometry", "surfaces", "lift", "objects", "export"]
+    assert stages_of(sample_job) == ["photos", "geometry", "surfaces", "lift", "objects", "export"]
     assert events[0]["event"] == "start" and events[-1]["event"] == "done"
     fractions = [event["fraction"] for event in events if event["event"] == "progress"]
     assert fractions == sorted(fractions)
@@ -306,6 +310,10 @@ def warnings_of(job):
     return [event["message"] for event in read_events(job)[0] if event["event"] == "warning"]
 
 
+def stages_of(job):
+    return [event["stage"] for event in read_events(job)[0] if event["event"] == "stage"]
+
+
 def geometry_stages(job):
     events = [event for event in read_events(job)[0] if event["event"] == "stage"]
     return [event["label"] for event in events if event["stage"] == "geometry"]
@@ -344,6 +352,33 @@ def test_a_job_takes_the_splats_that_one_beside_it_has_trained(small, tmp_path):
     shutil.rmtree(first)
     assert unified_lift("run", second).returncode == 0
     assert geometry_stages(second)[-1] == "Reading splats", "it does not hang on the first"
+
+
+def test_right_masks_sharpen_edges_and_the_trained_splats_stay(sample_job, tmp_path):
+    folder = sample_job.parent / "right"  # its splats are there already
+    masks, geometry = tmp_path / "masks", folder / "checkpoint" / "geometry.ply"
+    shutil.copytree(SAMPLE / "masks" / "paper", masks)
+    options = ("--masks", masks, "--preset", "draft", "--method", "votes")
+    assert unified_lift("segment", SAMPLE, "--out", folder, *options).returncode == 0
+    assert geometry_stages(folder) == ["Reading splats of job"]
+    assert "edges" not in stages_of(folder) and not geometry.exists()
+    shutil.rmtree(masks)
+    shutil.copytree(SAMPLE / "gt" / "ids", masks)
+    done = unified_lift("run", folder)
+    assert done.returncode == 0, done.stderr
+    assert geometry_stages(folder)[-1] == "Reading splats"
+    assert stages_of(folder)[-2:] == ["edges", "export"]
+    trained, sharp = read_ply(geometry), read_ply(folder / "scene.ply")
+    assert np.array_equal(trained.means, read_ply(sample_job / "scene.ply").means)
+    assert not np.array_equal(trained.means, sharp.means)
+    test_splats_and_object_list_tell_the_same(folder)
+    own = tmp_path / "own"
+    assert (
+        unified_lift("segment", SAMPLE, "--out", own, *options, "--splat", geometry).returncode == 0
+    )
+    assert np.array_equal(read_ply(own / "scene.ply").means, trained.means)
+    scores = [scores_of(job, tmp_path / f"{job.name} views") for job in (own, folder)]
+    assert scores[1]["mBIoU"] > scores[0]["mBIoU"] + 0.005
 
 
 def test_a_job_with_another_seed_or_other_photos_trains(small, tmp_path):
