@@ -68,7 +68,7 @@ def read_kept(folder: Path, source: dict) -> Gaussians | None:
     other = [name for name in source if known.get(name) != source[name]]
     if other:
         raise JobError(f"They were trained with another {' and '.join(other)}.")
-    # The result of the job has the same splats, and takes their place.
+    # A result with the same splats takes their place.
     places = [folder / GEOMETRY_FILE, folder.parent / SCENE_FILE]
     path = next((path for path in places if path.is_file()), places[0])
     splats = read_ply(path)

@@ -39,6 +39,7 @@ def border_targets(
     label_maps: list[np.ndarray | None],
     object_ids: np.ndarray,
     config: LiftConfig,
+    check: Callable[[], None] = lambda: None,
 ) -> list[np.ndarray] | None:
     """What each view should show: what its masks say near the objects' borders, else the split.
 
@@ -50,15 +51,19 @@ def border_targets(
         label_maps: (H, W) int each, 0 = unlabelled, ids local to the view; None = no masks.
         object_ids: (N,) int from 0, -1 = none.
         config: from which IoU on a mask shows an object.
+        check: called for each view; may raise Cancelled.
 
     Returns:
-        (H, W) int32 each: the object's id + 1, 0 = anything. None where the masks end so loosely
-        that what they agree on, the split, tells more than they do.
+        (H, W) int32 each: the object's id + 1, 0 = anything. None where masks and split fit so
+        badly (loose masks, coarse splats, small objects) that nothing tells which of them is right.
     """
     targets: list[np.ndarray] = []
     fits: list[float] = []
     for blend, labels in zip(weights, label_maps, strict=True):
-        target = label_map(blend, object_ids + 1)
+        check()
+        visible = np.zeros(len(object_ids), bool)
+        visible[blend.gaussian_ids] = True  # of hundreds of objects, a view shows some
+        target = label_map(blend, np.where(visible, object_ids + 1, 0))
         if labels is not None:
             shown, fit, masks = _shown_objects(target, labels)
             named = fit >= config.support_iou
@@ -121,9 +126,10 @@ def sharpen_edges(
 ) -> Gaussians:
     """Go on training until each object ends where the views say, and looks as before.
 
-    Beside the photometric loss, the share m_j of each object j in a pixel of object t costs
-    |m - e_t|^2. Its gradient is that of |sum_j (m_j - [j = t]) c_j|^2, on average, for random unit
-    vectors c_j: three channels do for any number of objects, with new ones in each step.
+    Beside the photometric loss, the share m_j of each object j (0 is what belongs to none) in a
+    pixel of object t costs |m - e_t|^2. Its gradient is that of |sum_j (m_j - [j = t]) c_j|^2, on
+    average, for random unit vectors c_j: three channels do for any number of objects, with new
+    vectors in each step.
 
     Args:
         gaussians: raw parameters, N.
@@ -154,6 +160,7 @@ def sharpen_edges(
         exposures.fit(image, torch.tensor(photo, device=device).float() / 255, view)
     exposures.judge(config)
     numbers = torch.from_numpy(object_ids + 1).to(device)
+    count = int(object_ids.max()) + 2
     order: list[int] = []
     for step, view, photo, camera in schedule(photos, cameras, config, generator):
         loss = photometric(trainer, exposures, view, photo, camera, config, engine)
@@ -161,7 +168,9 @@ def sharpen_edges(
         order = order or torch.randperm(len(views), generator=generator).tolist()
         place = order.pop()
         target = torch.from_numpy(targets[place]).to(device)
-        mixed = _mixing(trainer, numbers, target, views[place], engine, generator)
+        codes = torch.randn(count, 3, generator=generator).to(device)
+        codes = torch.nn.functional.normalize(codes, dim=1)
+        mixed = _mixing(trainer, codes, numbers, target, views[place], engine)
         descend(trainer, loss + EDGES.weight * mixed, step, config)
         report.progress(step + 1, config.iterations, f"{step + 1} of {config.iterations} steps")
         show(trainer.gaussians)
@@ -171,16 +180,13 @@ def sharpen_edges(
 
 def _mixing(
     trainer: Trainer,
+    codes: Tensor,
     numbers: Tensor,
     target: Tensor,
     camera: Camera,
     engine: Engine,
-    generator: torch.Generator,
 ) -> Tensor:
     """How much a view's pixels show of other objects than they should, mean over all pixels."""
-    count = int(torch.stack([numbers.max(), target.max()]).max()) + 1
-    codes = torch.randn(count, 3, generator=generator).to(target.device)
-    codes = torch.nn.functional.normalize(codes, dim=1)
     geometry = [trainer.gaussians[name] for name in GEOMETRY]
     shown = engine.rasterize(*geometry, codes[numbers], camera).channels
     difference = (shown - codes[target.long()]).square().sum(-1)
@@ -193,7 +199,7 @@ def sharpening_seconds(config: GeometryConfig, cameras: list[Camera]) -> float:
 
 
 def _continued(config: GeometryConfig) -> GeometryConfig:
-    """The training's end once more: at full size, with rates that fall to its last ones."""
+    """The training's end once more: at full size, with rates that fall to a tenth."""
     return replace(
         config,
         iterations=max(1, round(EDGES.share * config.iterations)),
@@ -201,4 +207,5 @@ def _continued(config: GeometryConfig) -> GeometryConfig:
         coarse_shares=(1.0,),
         means_lr=EDGES.means_rate * config.means_lr,
         decay_from=0.0,
+        cost_start=0.0,
     )

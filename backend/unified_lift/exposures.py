@@ -52,7 +52,7 @@ class Exposures:
         spread = (image - middle).square().mean(0)
         together = ((image - middle) * (photo - mean)).mean(0)
         gain = ((together + FLAT) / (spread + FLAT)).clamp(*GAINS)
-        self.rows[view].copy_(torch.stack([gain.log(), mean - gain * middle]))
+        self.rows[view] = torch.stack([gain.log(), mean - gain * middle])
 
     def _corrected(self, image: Tensor, view: int) -> Tensor:
         gain, bias = self.rows[view]

@@ -167,9 +167,7 @@ class Suite:
         if gaussians is None:
             return self
         device = self.engine.device
-        return replace(
-            self, gaussians={name: value.to(device) for name, value in gaussians.items()}
-        )
+        return replace(self, gaussians={key: value.to(device) for key, value in gaussians.items()})
 
     def object_alphas(self, rows: np.ndarray) -> list[np.ndarray]:
         """Alpha (H, W) of some Gaussians rendered alone, in each test view."""

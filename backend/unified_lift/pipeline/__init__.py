@@ -12,8 +12,14 @@ from unified_lift.geometry import training_seconds
 from unified_lift.lift.published import Joint
 from unified_lift.pipeline.job import CONFIG, Job
 from unified_lift.pipeline.lifting import given_masks, is_judged_by_shape, prepare_lifting
-from unified_lift.pipeline.splats import end_checkpoint, job_splats, judge_splats, splat_quality
-from unified_lift.pipeline.split import is_sharpened, split_scene, write_result
+from unified_lift.pipeline.splats import (
+    end_checkpoint,
+    hold_splats,
+    job_splats,
+    judge_splats,
+    splat_quality,
+)
+from unified_lift.pipeline.split import may_sharpen, split_scene, write_result
 from unified_lift.preparation import lift_size, read_photos
 from unified_lift.previews import Previews
 from unified_lift.protocol import CAMERAS_FILE, JobReport, JobRequest
@@ -49,17 +55,21 @@ def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
 
     joint = Joint(given, PublishedConfig(), settings.seed) if settings.method == JOINT else None
     gaussians = job_splats(job, joint)
-    judge_splats(job, gaussians)
+    quality = judge_splats(job, gaussians)
     previews.show(gaussians, None, "Splats")
     lifting = prepare_lifting(job, given, gaussians)
     split = split_scene(job, lifting, gaussians, joint)
 
     report.stage("export", "Writing the objects")
-    write_result(job_dir, split)
     if split.gaussians is gaussians:
+        write_result(job_dir, split)
         end_checkpoint(job)
+    else:
+        quality = splat_quality(job, split.gaussians)
+        hold_splats(job, gaussians)
+        write_result(job_dir, split)
     counts = {"objects": len(split.objects), "splats": len(split.object_ids)}
-    return counts | {"psnr": splat_quality(job, split.gaussians).psnr}
+    return counts | {"psnr": quality.psnr}
 
 
 def _plan(job: Job) -> dict[str, float]:
@@ -76,7 +86,7 @@ def _plan(job: Job) -> dict[str, float]:
         lift += CONFIG.feature_seconds + CONFIG.codebook_seconds * pixels
     masks = CONFIG.sam_seconds * number if settings.masks == MASKS_SAM else 0.0
     objects = CONFIG.outline_seconds * pixels
-    edges = sharpening_seconds(config, photos.cameras) if is_sharpened(settings) else 0.0
+    edges = sharpening_seconds(config, photos.cameras) if may_sharpen(settings) else 0.0
     plan = {"surfaces": surfaces, "masks": masks, "lift": lift, "objects": objects, "edges": edges}
     if settings.splat:
         return {"geometry": 0.0} | plan

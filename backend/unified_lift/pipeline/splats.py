@@ -23,12 +23,12 @@ from unified_lift.checkpoint import (
     splats_source,
 )
 from unified_lift.digests import digest_photos
-from unified_lift.gaussians import Gaussians, from_splats
+from unified_lift.gaussians import Gaussians, from_splats, to_splats
 from unified_lift.geometry import train, training_seconds
 from unified_lift.lift.published import Joint
 from unified_lift.metrics import psnr
 from unified_lift.pipeline.job import CONFIG, Job
-from unified_lift.ply import read_ply
+from unified_lift.ply import read_ply, write_ply
 from unified_lift.preparation import to_camera, with_points
 from unified_lift.protocol import CHECKPOINT_DIR, JobError, describe_os_error
 
@@ -50,7 +50,7 @@ def job_splats(job: Job, joint: Joint | None) -> Gaussians:
         # Done already, it tells nothing of this machine's speed.
         job.report.plan(points=0.0, geometry=0.0)
     gaussians = _train(job, joint) if kept is None else kept
-    if kept is None or folder != own or not (own / GEOMETRY_FILE).is_file():
+    if kept is None or folder != own:
         try:
             keep_splats(own, source, gaussians)
         except OSError as error:  # they are at hand, and the work goes on
@@ -74,6 +74,13 @@ def _kept(job: Job, own: Path, source: dict) -> tuple[Gaussians | None, Path]:
         if kept is not None:
             return kept, folder
     return kept_splats(own, source, job.report), own
+
+
+def hold_splats(job: Job, gaussians: Gaussians) -> None:
+    """Keep what was trained, where a result with other splats now takes the place of its copy."""
+    path = _checkpoint(job) / GEOMETRY_FILE
+    if not path.is_file():
+        write_ply(path, to_splats(gaussians))
 
 
 def end_checkpoint(job: Job) -> None:
@@ -135,7 +142,7 @@ class Quality(NamedTuple):
     alpha: float
 
 
-def judge_splats(job: Job, gaussians: Gaussians) -> None:
+def judge_splats(job: Job, gaussians: Gaussians) -> Quality:
     """Tell where splats are not of these photos.
 
     Raises:
@@ -149,18 +156,20 @@ def judge_splats(job: Job, gaussians: Gaussians) -> None:
         if quality.psnr < quality.flat_psnr:
             remedy = "Check that the cameras belong to the photos."
             job.report.warning(f"The trained splats look {unlike}. {remedy}")
-        return
+        return quality
     remedy = "Its splats have to lie in the world frame of the capture's cameras."
     if quality.alpha < CONFIG.min_splat_alpha:
         raise JobError(f"{path} shows next to nothing in the views of the photos. {remedy}")
     if quality.psnr < quality.flat_psnr + CONFIG.min_splat_gain:
         job.report.warning(f"{path} looks {unlike}. {remedy}")
+    return quality
 
 
 def splat_quality(job: Job, gaussians: Gaussians) -> Quality:
     """Of the test views; of the training views where there are no others."""
     values = []
     for full in job.capture.test_views or job.capture.train_views:
+        job.report.check()
         view = scaled_view(full, job.config.longest_side)
         with torch.no_grad():
             render = job.engine.render(**gaussians, camera=to_camera(view))

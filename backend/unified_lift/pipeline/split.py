@@ -11,7 +11,7 @@ import torch
 
 from unified_lift.config import AUTO_LIFT, MASKS_AUTO, OURS, LiftConfig, PublishedConfig, Settings
 from unified_lift.edges import border_targets, sharpen_edges
-from unified_lift.gaussians import Gaussians, to_splats
+from unified_lift.gaussians import GEOMETRY, Gaussians, to_splats
 from unified_lift.lift.compaction import compact, without_gaps
 from unified_lift.lift.default import learn_objects
 from unified_lift.lift.features import nearest_codes
@@ -39,7 +39,8 @@ from unified_lift.protocol import (
 class Split:
     """The answer: object_ids (N,) int32, confidence (N,) float32, and the learned features.
 
-    The Gaussians are those that were split, or have sharper edges now.
+    The Gaussians are those that were split, or have sharper edges now; scores and confidence are
+    of the split.
     """
 
     gaussians: Gaussians
@@ -87,16 +88,17 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
     means, on_plane = gaussians["means"].numpy(), lifting.plane_of_gaussian
     splats = SeenSplats(means, on_plane, lifting.weights, alone)
     object_ids = settle(incidence, object_ids, splats, config, report.progress)
-    if is_sharpened(settings):
+    if may_sharpen(settings):
         gaussians = _sharpened(job, lifting, gaussians, object_ids, config)
         splats = replace(splats, means=gaussians["means"].numpy())
     objects, ids, confidence = describe(incidence, object_ids, splats, config)
     _check_objects(objects, tracks, job)
-    previews.show(gaussians, label_map(lifting.weights[0], ids), "Objects")
+    weights = job.engine.blend_weights(*(gaussians[name] for name in GEOMETRY), previews.camera)
+    previews.show(gaussians, label_map(weights, ids), "Objects")
     return Split(gaussians, objects, ids, confidence, features.numpy(), codebook.numpy())
 
 
-def is_sharpened(settings: Settings) -> bool:
+def may_sharpen(settings: Settings) -> bool:
     """Whether splats may learn from the masks where objects end.
 
     A user's own splats stay as they are, a published method as it was published, and what geometry
@@ -108,7 +110,8 @@ def is_sharpened(settings: Settings) -> bool:
 def _sharpened(
     job: Job, lifting: Lifting, gaussians: Gaussians, object_ids: np.ndarray, config: LiftConfig
 ) -> Gaussians:
-    targets = border_targets(lifting.weights, lifting.label_maps, object_ids, config)
+    shown = (lifting.weights, lifting.label_maps, object_ids, config)
+    targets = border_targets(*shown, job.report.check)
     if targets is None:
         job.report.plan(edges=0.0)
         return gaussians
@@ -117,12 +120,16 @@ def _sharpened(
 
     def show(changed: Gaussians) -> None:
         if job.previews.due:
-            job.previews.show(changed, targets[0], label)
+            job.previews.show(changed, None, label)
 
     photos, views = job.photos, lifting.photos.cameras
     scene = (photos.images, photos.cameras, targets, views, job.config)
     running = (job.engine, job.settings.seed, job.report, show)
-    return sharpen_edges(gaussians, object_ids, *scene, *running)
+    try:
+        return sharpen_edges(gaussians, object_ids, *scene, *running)
+    except JobError as error:
+        job.report.warning(f"The objects' edges stay as they are. {error}")
+        return gaussians
 
 
 def _check_objects(objects: list[ObjectRecord], tracks: np.ndarray, job: Job) -> None:

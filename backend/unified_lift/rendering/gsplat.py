@@ -88,13 +88,14 @@ class GsplatEngine:
         """The render and the projected means (1, N, 2)."""
         from gsplat import rasterization
 
-        means, quats, scales, opacities = geometry
+        # Results lie on the CPU, and are shown from there.
+        means, quats, scales, opacities = (values.to(self.device) for values in geometry)
         channels, alphas, meta = rasterization(
             means=means,
             quats=quats,
             scales=scales.exp(),
             opacities=opacities.sigmoid(),
-            colors=colors,
+            colors=colors.to(self.device),
             viewmats=camera.viewmat.to(means)[None],
             Ks=camera.K.to(means)[None],
             width=camera.width,
@@ -103,7 +104,7 @@ class GsplatEngine:
             eps2d=self.config.eps2d,
             sh_degree=sh_degree,
             packed=False,
-            backgrounds=None if background is None else background[None],
+            backgrounds=None if background is None else background.to(self.device)[None],
         )
         return Render(channels[0], alphas[0, ..., 0]), meta["means2d"]
 
