@@ -78,8 +78,9 @@ def _kept(job: Job, own: Path, source: dict) -> tuple[Gaussians | None, Path]:
 
 def hold_splats(job: Job, gaussians: Gaussians) -> None:
     """Keep what was trained, where a result with other splats now takes the place of its copy."""
-    path = _checkpoint(job) / GEOMETRY_FILE
-    if not path.is_file():
+    folder = _checkpoint(job)
+    path = folder / GEOMETRY_FILE
+    if (folder / SOURCE_FILE).is_file() and not path.is_file():
         write_ply(path, to_splats(gaussians))
 
 
