@@ -27,6 +27,7 @@ from unified_lift.geometry import (
     step_costs,
 )
 from unified_lift.lift.labels import label_map
+from unified_lift.metrics import count
 from unified_lift.protocol import Report
 from unified_lift.rendering import Camera, Engine
 from unified_lift.rendering.weights import BlendWeights
@@ -65,37 +66,31 @@ def border_targets(
         visible[blend.gaussian_ids] = True  # of hundreds of objects, a view shows some
         target = label_map(blend, np.where(visible, object_ids + 1, 0))
         if labels is not None:
-            shown, fit, masks = _shown_objects(target, labels)
-            named = fit >= config.support_iou
-            fits += fit[named].tolist()
-            asked = np.where(named, shown, 0)[masks]
+            asked, fit = _asked(target, labels, config.support_iou)
+            fits += fit.tolist()
             near = _is_near(target, asked, EDGES.reach)
             target = np.where((asked > 0) & near, asked, target).astype(np.int32)
         targets.append(target)
     return targets if fits and np.median(fits) >= EDGES.min_fit else None
 
 
-def _shown_objects(
-    split: np.ndarray, labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The object that each of a view's M masks fits best, with its IoU; and the mask of a pixel.
+def _asked(split: np.ndarray, labels: np.ndarray, min_iou: float) -> tuple[np.ndarray, np.ndarray]:
+    """The object that each pixel's mask shows, and how well the masks that show one fit theirs.
 
     Args:
         split: (H, W) int, as the view shows it, 0 = no object.
         labels: (H, W) int, 0 = unlabelled.
+        min_iou: from which on a mask shows the object that it fits best.
 
     Returns:
-        (M,) int, (M,) float, (H, W) int; unlabelled pixels are one mask, which fits nothing.
+        (H, W) int, 0 where there is none; IoU (M,) of the masks that show one.
     """
-    names, masks = np.unique(labels, return_inverse=True)
-    masks = masks.reshape(labels.shape)
-    num = int(split.max()) + 1
-    cells = np.bincount((masks * num + split).ravel(), minlength=len(names) * num)
-    shared = cells.reshape(len(names), num)
-    iou = shared / np.maximum(shared.sum(1, keepdims=True) + shared.sum(0) - shared, 1)
-    iou[names == 0] = 0
-    iou[:, 0] = 0
-    return iou.argmax(1), iou.max(1), masks
+    table = count(labels, split)
+    iou = np.where((table.predicted_ids[:, None] != 0) & (table.truth_ids != 0), table.iou, 0)
+    fit = iou.max(1)
+    named = fit >= min_iou
+    shown = np.where(named, table.truth_ids[iou.argmax(1)], 0)
+    return shown[np.searchsorted(table.predicted_ids, labels)], fit[named]
 
 
 def _is_near(shown: np.ndarray, asked: np.ndarray, reach: int) -> np.ndarray:
@@ -160,7 +155,7 @@ def sharpen_edges(
         exposures.fit(image, torch.tensor(photo, device=device).float() / 255, view)
     exposures.judge(config)
     numbers = torch.from_numpy(object_ids + 1).to(device)
-    count = int(object_ids.max()) + 2
+    num_codes = int(object_ids.max()) + 2
     order: list[int] = []
     for step, view, photo, camera in schedule(photos, cameras, config, generator):
         loss = photometric(trainer, exposures, view, photo, camera, config, engine)
@@ -168,7 +163,7 @@ def sharpen_edges(
         order = order or torch.randperm(len(views), generator=generator).tolist()
         place = order.pop()
         target = torch.from_numpy(targets[place]).to(device)
-        codes = torch.randn(count, 3, generator=generator).to(device)
+        codes = torch.randn(num_codes, 3, generator=generator).to(device)
         codes = torch.nn.functional.normalize(codes, dim=1)
         mixed = _mixing(trainer, codes, numbers, target, views[place], engine)
         descend(trainer, loss + EDGES.weight * mixed, step, config)

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-from torch import Tensor
 
 from unified_lift.config import LiftConfig
 from unified_lift.gaussians import Gaussians
@@ -43,7 +42,8 @@ class Frozen:
         lift: thresholds for this kind of masks.
         shape_maps: likewise, what geometry alone shows; None where it made the masks.
         splats: the Gaussians; None where a split stays as a method leaves it.
-        sharpen: gives them the edges of a split (N,), as a job does; None where none does.
+        sharpen: gives them the edges of a split (N,), or None where the masks do not show these;
+            None where no job would.
     """
 
     weights: list[BlendWeights]
@@ -51,7 +51,7 @@ class Frozen:
     lift: LiftConfig
     shape_maps: list[np.ndarray] | None = None
     splats: SeenSplats | None = None
-    sharpen: Callable[[np.ndarray], Gaussians] | None = None
+    sharpen: Callable[[np.ndarray], Gaussians | None] | None = None
 
     @property
     def num_gaussians(self) -> int:
@@ -78,12 +78,13 @@ class Frozen:
         """Objects of the shape maps, (N,)."""
         return None if self.shape_maps is None else shapes_of(self.weights, self.shape_maps)
 
-    def handed_over(self, object_ids: np.ndarray, *learned: Tensor) -> Outcome:
-        """A split (N,) as a job hands it over: settled, its edges sharp; and what it learned."""
+    def handed_over(self, outcome: Outcome) -> Outcome:
+        """The same as a job hands it over: settled, its edges sharp."""
+        object_ids = outcome.object_ids
         if self.splats is not None:
             object_ids = settle(self.incidence, object_ids, self.splats, self.lift)
-        arrays = [values.numpy() for values in learned]
-        return Outcome(object_ids, *arrays, gaussians=self.sharpen and self.sharpen(object_ids))
+        gaussians = self.sharpen and self.sharpen(object_ids)
+        return replace(outcome, object_ids=object_ids, gaussians=gaussians)
 
     @property
     def scene(self) -> tuple[list[BlendWeights], list[np.ndarray | None], int]:

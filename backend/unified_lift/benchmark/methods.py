@@ -42,7 +42,7 @@ def oracle(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome
 def votes(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
     """Ours without training: mask graph, votes, compaction."""
     refined = refine(frozen.incidence, frozen.by_votes, frozen.lift, frozen.shapes)
-    return frozen.handed_over(refined)
+    return frozen.handed_over(Outcome(refined))
 
 
 # ---- ours, whole and in parts
@@ -55,7 +55,7 @@ def default(
     scene = (frozen.weights, frozen.label_maps, frozen.incidence)
     split = (frozen.tracks, frozen.by_votes, frozen.shapes, frozen.lift)
     object_ids, *learned = learn_objects(*scene, *split, seed, report, learning=learning)
-    return frozen.handed_over(object_ids, *learned)
+    return frozen.handed_over(_learned(object_ids, *learned))
 
 
 def changed(frozen: Frozen, budget: Budget, seed: int, report: Report, **lift: object) -> Outcome:
@@ -79,7 +79,7 @@ def codes_alone(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Ou
     num_codes = count_codes(frozen.tracks, frozen.incidence, frozen.lift)
     learned = train_features(*frozen.scene, num_codes, FEATURES, seed, report)
     object_ids = compact(frozen.incidence, nearest_codes(*learned), frozen.lift)
-    return frozen.handed_over(object_ids, *learned)
+    return frozen.handed_over(_learned(object_ids, *learned))
 
 
 def our_losses(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
