@@ -42,10 +42,11 @@ def border_targets(
     config: LiftConfig,
     check: Callable[[], None] = lambda: None,
 ) -> list[np.ndarray] | None:
-    """What each view should show: what its masks say near the objects' borders, else the split.
+    """Which object each view should show in a pixel, where its masks tell.
 
     A mask speaks for the object that it shows, if it shows one. Farther from that object than
-    borders go wrong the mask is wrong, and so the split stands, as it does where there is no mask.
+    borders go wrong the mask is wrong. A border moves only where masks speak for both sides, for
+    those of floors and walls come in pieces more often than those of things, which would grow.
 
     Args:
         weights: of each view, N Gaussians.
@@ -55,27 +56,30 @@ def border_targets(
         check: called for each view; may raise Cancelled.
 
     Returns:
-        (H, W) int32 each: the object's id + 1, 0 = anything. None where masks and split fit so
-        badly (loose masks, coarse splats, small objects) that nothing tells which of them is right.
+        (H, W) int32 each: the object's id + 1, 0 = anything. None where the borders of masks and
+        split lie so far apart (loose masks, coarse splats) that nothing tells which are right.
     """
     targets: list[np.ndarray] = []
-    fits: list[float] = []
+    gaps: list[float] = []
     for blend, labels in zip(weights, label_maps, strict=True):
         check()
         visible = np.zeros(len(object_ids), bool)
         visible[blend.gaussian_ids] = True  # of hundreds of objects, a view shows some
-        target = label_map(blend, np.where(visible, object_ids + 1, 0))
-        if labels is not None:
-            asked, fit = _asked(target, labels, config.support_iou)
-            fits += fit.tolist()
-            near = _is_near(target, asked, EDGES.reach)
-            target = np.where((asked > 0) & near, asked, target).astype(np.int32)
-        targets.append(target)
-    return targets if fits and np.median(fits) >= EDGES.min_fit else None
+        split = label_map(blend, np.where(visible, object_ids + 1, 0))
+        if labels is None:
+            targets.append(np.zeros_like(split))
+            continue
+        asked, gap = _asked(split, labels, config.support_iou)
+        gaps += gap.tolist()
+        told = _is_near(split, asked, EDGES.reach) & np.isin(split, asked)
+        targets.append(np.where(told, asked, 0).astype(np.int32))
+    return targets if gaps and np.median(gaps) <= EDGES.max_gap else None
 
 
 def _asked(split: np.ndarray, labels: np.ndarray, min_iou: float) -> tuple[np.ndarray, np.ndarray]:
-    """The object that each pixel's mask shows, and how well the masks that show one fit theirs.
+    """The object that each pixel's mask shows, and how far apart their borders lie.
+
+    If the border of a disc wobbles by d pixels, the symmetric difference is d times its length.
 
     Args:
         split: (H, W) int, as the view shows it, 0 = no object.
@@ -83,14 +87,16 @@ def _asked(split: np.ndarray, labels: np.ndarray, min_iou: float) -> tuple[np.nd
         min_iou: from which on a mask shows the object that it fits best.
 
     Returns:
-        (H, W) int, 0 where there is none; IoU (M,) of the masks that show one.
+        (H, W) int, 0 where there is none; pixels (M,) of the masks that show one.
     """
     table = count(labels, split)
     iou = np.where((table.predicted_ids[:, None] != 0) & (table.truth_ids != 0), table.iou, 0)
-    fit = iou.max(1)
+    best, fit = iou.argmax(1), iou.max(1)
     named = fit >= min_iou
-    shown = np.where(named, table.truth_ids[iou.argmax(1)], 0)
-    return shown[np.searchsorted(table.predicted_ids, labels)], fit[named]
+    shown = np.where(named, table.truth_ids[best], 0)
+    area = table.counts.sum(0)[best]
+    gap = (1 - fit) * np.sqrt(area / np.pi) / 2
+    return shown[np.searchsorted(table.predicted_ids, labels)], gap[named]
 
 
 def _is_near(shown: np.ndarray, asked: np.ndarray, reach: int) -> np.ndarray:

@@ -30,7 +30,7 @@ def camera(x):
     return Camera(viewmat, K, WIDTH, HEIGHT)
 
 
-CAMERAS = [camera(x) for x in np.linspace(-0.5, 0.5, 8)]
+CAMERAS = [camera(x) for x in np.linspace(-0.3, 0.3, 8)]
 
 
 @pytest.fixture(scope="module")
@@ -105,19 +105,29 @@ def test_without_a_target_the_splats_only_go_on_to_look_like_the_photos(board):
 def test_a_mask_moves_a_border_by_some_pixels_and_no_farther(board):
     gaussians, ids, _ = board
     weights = weights_of(gaussians)
-    shown = [label_map(blend, ids + 1) for blend in weights]
     near = border_targets(weights, true_masks(names=(70_000, 5)), ids, LIFT)
     assert all(map(np.array_equal, near, true_masks(names=(1, 2)))), "whatever the masks' names"
     spoilt = true_masks()
     line = int((spoilt[0][0] == 7).sum())
     spoilt[0][10:20, line - 8 : line - 6] = 3  # a piece of the right half's mask, too far left
     spoilt[0][25:30, line - 1 : line] = 3
-    spoilt[1] = None
-    spoilt[2][:] = 0
     targets = border_targets(weights, spoilt, ids, LIFT)
-    assert (targets[0][10:20, line - 8 : line - 6] == 1).all()
+    assert (targets[0][10:20, line - 8 : line - 6] == 0).all()
     assert (targets[0][25:30, line - 1 : line] == 2).all()
-    assert np.array_equal(targets[1], shown[1]) and np.array_equal(targets[2], shown[2])
+
+
+def test_a_border_stays_where_no_mask_speaks_for_one_of_its_sides(board):
+    gaussians, ids, _ = board
+    weights = weights_of(gaussians)
+    shown = [label_map(blend, ids + 1) for blend in weights]
+    wide, silent = true_masks(shift=2), true_masks(shift=2, names=(7, 0))
+    silent[1], silent[2][:] = None, 0
+    targets = border_targets(weights, wide, ids, LIFT)
+    assert all(map(np.array_equal, targets, true_masks(shift=2, names=(1, 2))))
+    targets = border_targets(weights, silent, ids, LIFT)
+    left = np.where(shown[0] == 1, 1, 0)
+    assert np.array_equal(targets[0], np.where(silent[0] == 7, left, 0))
+    assert not targets[1].any() and not targets[2].any()
 
 
 def test_masks_that_end_anywhere_say_nothing_of_edges(board):

@@ -116,7 +116,8 @@ def test_splats_and_object_list_tell_the_same(sample_job):
 
 def test_the_job_tells_its_way(sample_job):
     events = read_events(sample_job)[0]
-    assert stages_of(sample_job) == ["photos", "geometry", "surfaces", "lift", "objects", "export"]
+    stages = ["photos", "geometry", "surfaces", "lift", "objects", "edges", "export"]
+    assert stages_of(sample_job) == stages
     assert events[0]["event"] == "start" and events[-1]["event"] == "done"
     fractions = [event["fraction"] for event in events if event["event"] == "progress"]
     assert fractions == sorted(fractions)
@@ -124,7 +125,8 @@ def test_the_job_tells_its_way(sample_job):
     assert any(event["labels"] for event in previews)
     assert all((sample_job / event["image"]).is_file() for event in previews)
     assert job_state(sample_job).name == "finished"
-    assert [path.name for path in (sample_job / "checkpoint").iterdir()] == ["source.json"]
+    kept = {path.name for path in (sample_job / "checkpoint").iterdir()}
+    assert kept == {"source.json", "geometry.ply"}, "the splats before their edges were sharpened"
 
 
 def test_every_long_stage_shows_itself(small, tmp_path, monkeypatch):
@@ -357,19 +359,23 @@ def test_a_job_takes_the_splats_that_one_beside_it_has_trained(small, tmp_path):
 def test_right_masks_sharpen_edges_and_the_trained_splats_stay(sample_job, tmp_path):
     folder = sample_job.parent / "right"  # its splats are there already
     masks, geometry = tmp_path / "masks", folder / "checkpoint" / "geometry.ply"
-    shutil.copytree(SAMPLE / "masks" / "paper", masks)
+    masks.mkdir()
+    for view, path in enumerate(sorted((SAMPLE / "gt" / "ids").iterdir())):
+        with Image.open(path) as ids:  # shifted, to and fro
+            loose = np.roll(np.asarray(ids), 6 if view % 2 else -6, 1)
+        Image.fromarray(loose).save(masks / path.name)
     options = ("--masks", masks, "--preset", "draft", "--method", "votes")
     assert unified_lift("segment", SAMPLE, "--out", folder, *options).returncode == 0
     assert geometry_stages(folder) == ["Reading splats of job"]
     assert "edges" not in stages_of(folder) and not geometry.exists()
-    shutil.rmtree(masks)
-    shutil.copytree(SAMPLE / "gt" / "ids", masks)
+    shutil.copytree(SAMPLE / "gt" / "ids", masks, dirs_exist_ok=True)
     done = unified_lift("run", folder)
     assert done.returncode == 0, done.stderr
     assert geometry_stages(folder)[-1] == "Reading splats"
     assert stages_of(folder)[-2:] == ["edges", "export"]
     trained, sharp = read_ply(geometry), read_ply(folder / "scene.ply")
-    assert np.array_equal(trained.means, read_ply(sample_job / "scene.ply").means)
+    first = read_ply(sample_job / "checkpoint" / "geometry.ply")
+    assert np.array_equal(trained.means, first.means)
     assert not np.array_equal(trained.means, sharp.means)
     test_splats_and_object_list_tell_the_same(folder)
     own = tmp_path / "own"

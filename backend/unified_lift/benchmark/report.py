@@ -43,7 +43,7 @@ COLUMNS: list[tuple[str, Callable[[dict], float | None], str]] = [
 ]
 READING = """\
 All methods get the same frozen splats, blend weights and masks, and give one id to each Gaussian
-(ours, with masks whose borders are right, then sharpens those of the splats: `no-sharpening`);
+(ours then sharpens the edges of its own, where masks tell them: `no-sharpening`);
 ids are rendered as label maps of the test views (the largest blended share, alpha at least one
 half). Scores take all test views as one picture: an id must hold through the views.
 Protocol *things* unless *all* is said: pieces of floor and walls do not count as false.
