@@ -373,8 +373,8 @@ class EdgeConfig:
 
     # Pixels of a view that lifts, median of its masks, from their borders to those of the split.
     # Masks whose borders wobble by .7 pixels (`paper`) have .9 on messy25 and messy50, 1.2 on
-    # messy8, 1.3 there at draft; by 1.4 (`severe`) 1.6, 1.4, 2.4 and 2.1. All sharpen below 2, and
-    # those of 2.4 do harm; a real kitchen's have 2.7.
+    # messy8, 1.3 there at draft; by 1.4 (`severe`) 1.6, 1.4, 2.4 and 2.1. Those below 2
+    # make edges better, that of 2.4 worse; a real kitchen's have 2.7, whatever the masks.
     max_gap: float = 1.6
     share: float = 0.08  # of the preset's iterations
     weight: float = 0.1  # of what views show of each object, beside how they look
