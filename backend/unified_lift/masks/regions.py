@@ -113,10 +113,12 @@ def supervoxels(features: np.ndarray, config: SurfaceMaskConfig) -> np.ndarray:
     """
     if not len(features):
         return np.empty(0, np.int64)
+    # Where nothing but the position counts, the nearest centre is the best one.
+    candidates = config.supervoxel_candidates if features.shape[1] > 3 else 1
     _, nodes = np.unique(cell_keys(features[:, :3], 1.0), return_inverse=True)
     for _ in range(config.supervoxel_rounds):
         centers = group_means(nodes, features)
-        count = min(config.supervoxel_candidates, len(centers))
+        count = min(candidates, len(centers))
         _, near = cKDTree(centers[:, :3]).query(features[:, :3], list(range(1, count + 1)))
         distance = [((features - centers[column]) ** 2).sum(1) for column in near.T]
         nodes = near[np.arange(len(near)), np.argmin(distance, 0)]
