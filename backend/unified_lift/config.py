@@ -313,7 +313,7 @@ class LiftConfig:
     name_share: float = 0.5  # a mask also names objects with this share of their mass in the view
     name_pixels: float = 20.0  # ... and this mass in the mask
     ambiguous_weight: float = 0.5  # of masks that name several objects
-    refine_rounds: int = 8  # at most, at the end
+    refine_rounds: int = 50  # at most, at the end: they end when nothing changes
 
     # Merging and dissolving.
     merge_agreement: float = 0.5
@@ -327,7 +327,6 @@ class LiftConfig:
     cut_support: float = 0.25  # a part is shown alone in this share of its views
     cut_share: float = 0.1  # of the object's mass; smaller parts stay with it
     cut_inside: float = 0.5  # of a shape's mass lies in the object, to be a part of it
-    cut_rounds: int = 2  # of votes for the Gaussians of divided objects
     support_iou: float = 0.5  # a mask shows an object from this IoU on
     dissolve_support: float = 0.2  # objects shown in a smaller share of their views dissolve
     dissolve_step: float = 0.1

@@ -22,6 +22,8 @@ def refine(
 ) -> np.ndarray:
     """Vote once more, each mask as far as it fits its object; join pieces; divide fused things.
 
+    And vote again: a mask of what was joined or divided is of one object now.
+
     Args:
         incidence: N Gaussians.
         object_ids: (N,) int from 0, -1 = none.
@@ -34,11 +36,16 @@ def refine(
     """
     if not incidence.num_masks:
         return object_ids
-    object_ids = revote(incidence, object_ids, config.refine_rounds, config, by_trust=True)
-    object_ids = join_pieces(incidence, without_gaps(object_ids), config)
-    if shapes is None:
-        return object_ids
-    return cut_fused(incidence, object_ids, shapes, config)
+    voted = _vote(incidence, object_ids, config)
+    object_ids = join_pieces(incidence, voted, config)
+    if shapes is not None:
+        object_ids = cut_fused(incidence, object_ids, shapes, config)
+    return object_ids if object_ids is voted else _vote(incidence, object_ids, config)
+
+
+def _vote(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
+    rounds = config.refine_rounds
+    return without_gaps(revote(incidence, object_ids, rounds, config, by_trust=True))
 
 
 # ---- pieces
@@ -126,13 +133,8 @@ def cut_fused(
             else:
                 close = np.where(apart[part, kept], -np.inf, joined[part, kept])
                 owner[part] = kept[close.argmax()]
-    cut = np.where(parts >= 0, owner[parts], -1)
-    divided = [parent for parent in in_parts if len(np.unique(cut[object_ids == parent])) > 1]
-    if not divided:
-        return object_ids
-    cut = without_gaps(cut)
-    voted = revote(incidence, cut, config.cut_rounds, config, by_trust=True)
-    return without_gaps(np.where(np.isin(object_ids, divided), voted, cut))
+    cut = without_gaps(np.where(parts >= 0, owner[parts], -1))
+    return object_ids if cut.max(initial=-1) + 1 == num_objects else cut
 
 
 def shapes_of(
