@@ -2,7 +2,8 @@
 """Edges of objects: a little more training of the Gaussians, now that it is known whose each is.
 
 Photos alone do not forbid a Gaussian to reach over the border of two things that look alike there.
-The masks do, once each is known to show which object.
+The masks do, once each is known to show which object. What moved may be another object's then: the
+masks vote once more.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from unified_lift.geometry import (
     schedule,
     step_costs,
 )
+from unified_lift.lift.compaction import revote, without_gaps
+from unified_lift.lift.incidence import Incidence, mask_incidence
 from unified_lift.lift.labels import label_map
 from unified_lift.metrics import count
 from unified_lift.protocol import Report
@@ -47,6 +50,7 @@ def border_targets(
     A mask speaks for the object that it shows, if it shows one. Farther from that object than
     borders go wrong the mask is wrong. A border moves only where masks speak for both sides, for
     those of floors and walls come in pieces more often than those of things, which would grow.
+    What is part of no object is spoken for wherever masks leave out some pixels of the view.
 
     Args:
         weights: of each view, N Gaussians.
@@ -162,17 +166,20 @@ def sharpen_edges(
     exposures.judge(config)
     numbers = torch.from_numpy(object_ids + 1).to(device)
     num_codes = int(object_ids.max()) + 2
+    told = [place for place, target in enumerate(targets) if target.any()]
     order: list[int] = []
     for step, view, photo, camera in schedule(photos, cameras, config, generator):
         loss = photometric(trainer, exposures, view, photo, camera, config, engine)
         loss = loss + regularizers(trainer, extent, config)
-        order = order or torch.randperm(len(views), generator=generator).tolist()
-        place = order.pop()
-        target = torch.from_numpy(targets[place]).to(device)
-        codes = torch.randn(num_codes, 3, generator=generator).to(device)
-        codes = torch.nn.functional.normalize(codes, dim=1)
-        mixed = _mixing(trainer, codes, numbers, target, views[place], engine)
-        descend(trainer, loss + EDGES.weight * mixed, step, config)
+        if told:
+            order = order or torch.randperm(len(told), generator=generator).tolist()
+            place = told[order.pop()]
+            target = torch.from_numpy(targets[place]).to(device)
+            codes = torch.randn(num_codes, 3, generator=generator).to(device)
+            codes = torch.nn.functional.normalize(codes, dim=1)
+            mixed = _mixing(trainer, codes, numbers, target, views[place], engine)
+            loss = loss + EDGES.weight * mixed
+        descend(trainer, loss, step, config)
         report.progress(step + 1, config.iterations, f"{step + 1} of {config.iterations} steps")
         show(trainer.gaussians)
     check_finite(trainer.gaussians)
@@ -192,6 +199,31 @@ def _mixing(
     shown = engine.rasterize(*geometry, codes[numbers], camera).channels
     difference = (shown - codes[target.long()]).square().sum(-1)
     return (difference * (target > 0)).mean()
+
+
+def vote_anew(
+    weights: list[BlendWeights],
+    label_maps: list[np.ndarray | None],
+    object_ids: np.ndarray,
+    config: LiftConfig,
+) -> tuple[Incidence, np.ndarray]:
+    """Whose each Gaussian is, now that its edges are sharp.
+
+    Masks that may move borders count alike here, whereas otherwise those that fit their object
+    better count more.
+
+    Args:
+        weights: of each view, N sharpened Gaussians.
+        label_maps: (H, W) int each, 0 = unlabelled, ids local to the view; None = no masks.
+        object_ids: (N,) int from 0, -1 = none, of the Gaussians as they were.
+        config: thresholds.
+
+    Returns:
+        The incidence of masks and sharpened Gaussians; ids (N,) int64 from 0 without gaps.
+    """
+    incidence = mask_incidence(weights, label_maps)
+    voted = revote(incidence, object_ids, config.refine_rounds, config)
+    return incidence, without_gaps(voted)
 
 
 def sharpening_seconds(config: GeometryConfig, cameras: list[Camera]) -> float:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unified_lift.config import PRESETS, GeometryConfig, LiftConfig
-from unified_lift.edges import border_targets, sharpen_edges, sharpening_seconds
+from unified_lift.edges import border_targets, sharpen_edges, sharpening_seconds, vote_anew
 from unified_lift.exposures import Exposures
 from unified_lift.gaussians import GEOMETRY
 from unified_lift.geometry import training_seconds
@@ -137,6 +137,17 @@ def test_masks_that_end_anywhere_say_nothing_of_edges(board):
     assert border_targets(weights, loose, ids, LIFT) is None
     assert border_targets(weights, [None] * 8, ids, LIFT) is None
     assert border_targets(weights, true_masks(), np.full_like(ids, -1), LIFT) is None
+
+
+def test_splats_that_moved_over_the_line_change_hands(board):
+    gaussians, ids, _ = board
+    x = gaussians["means"][:, 0].numpy()
+    moved, far = np.abs(x + 0.05) < 0.01, np.abs(x) > 0.2
+    means = gaussians["means"] + torch.from_numpy(moved)[:, None] * torch.tensor([0.12, 0, 0.01])
+    incidence, voted = vote_anew(weights_of({**gaussians, "means": means}), true_masks(), ids, LIFT)
+    seen = incidence.mass_of_gaussian > 0
+    assert (moved & seen).any() and (ids[moved] == 0).all() and (voted[moved & seen] == 1).all()
+    assert np.array_equal(voted[far & seen], ids[far & seen])
 
 
 def test_a_photo_in_another_light_pulls_no_colour(board):

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from unified_lift.config import LiftConfig
+from unified_lift.edges import vote_anew
 from unified_lift.gaussians import Gaussians
 from unified_lift.lift.compaction import compact
 from unified_lift.lift.incidence import Incidence, mask_incidence
@@ -42,8 +43,8 @@ class Frozen:
         lift: thresholds for this kind of masks.
         shape_maps: likewise, what geometry alone shows; None where it made the masks.
         splats: the Gaussians; None where a split stays as a method leaves it.
-        sharpen: gives them the edges of a split (N,), or None where the masks do not show these;
-            None where no job would.
+        sharpen: gives them the edges of a split (N,), raw parameters and how they are seen, or
+            None where the masks do not show these; None where no job would.
     """
 
     weights: list[BlendWeights]
@@ -51,7 +52,7 @@ class Frozen:
     lift: LiftConfig
     shape_maps: list[np.ndarray] | None = None
     splats: SeenSplats | None = None
-    sharpen: Callable[[np.ndarray], Gaussians | None] | None = None
+    sharpen: Callable[[np.ndarray], tuple[Gaussians, SeenSplats] | None] | None = None
 
     @property
     def num_gaussians(self) -> int:
@@ -79,11 +80,16 @@ class Frozen:
         return None if self.shape_maps is None else shapes_of(self.weights, self.shape_maps)
 
     def handed_over(self, outcome: Outcome) -> Outcome:
-        """The same as a job hands it over: settled, its edges sharp."""
-        object_ids = outcome.object_ids
-        if self.splats is not None:
-            object_ids = settle(self.incidence, object_ids, self.splats, self.lift)
-        gaussians = self.sharpen and self.sharpen(object_ids)
+        """The same as a job hands it over: its edges sharp, settled."""
+        if self.splats is None:
+            return outcome
+        incidence, object_ids = self.incidence, outcome.object_ids
+        sharp = self.sharpen and self.sharpen(object_ids)
+        gaussians, splats = sharp or (None, self.splats)
+        if sharp:
+            scene = (splats.weights, self.label_maps)
+            incidence, object_ids = vote_anew(*scene, object_ids, self.lift)
+        object_ids = settle(incidence, object_ids, splats, self.lift)
         return replace(outcome, object_ids=object_ids, gaussians=gaussians)
 
     @property

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,8 @@ from unified_lift.benchmark.suites import (
 from unified_lift.checkpoint import SPLATS_CODE
 from unified_lift.config import AUTO_LIFT, MASKS_AUTO, Budget, LiftConfig
 from unified_lift.digests import digest_code, digest_words
+from unified_lift.gaussians import Gaussians
+from unified_lift.lift.incidence import mask_incidence
 from unified_lift.lift.objects import SeenSplats
 from unified_lift.masks.planes import SurfacePlanes
 from unified_lift.protocol import JobError, JobLock, Report, read_json, write_json
@@ -214,34 +216,38 @@ def _run_suite(
             draw_level(suite, masks, frozen.label_maps, outcomes, work_dir, stamp)
 
 
-def _surfaces(suite: Suite, report: Report) -> tuple[list[np.ndarray] | None, SeenSplats]:
-    """Masks from geometry alone, None where no surface is seen; and the splats, with planes.
+def _surfaces(suite: Suite, report: Report) -> tuple[list[np.ndarray] | None, SurfacePlanes]:
+    """Masks from geometry alone, None where no surface is seen; and the scene's planes.
 
     Told once, for a cache keeps what this returns.
     """
     try:
-        shape_maps, planes = suite_surfaces(suite, report)
+        return suite_surfaces(suite, report)
     except JobError as error:
         report.warning(f"Things that masks fuse stay one, and all surfaces are things. {error}")
-        shape_maps, planes = None, SurfacePlanes.none()
-    return shape_maps, suite.seen_splats(planes)
+        return None, SurfacePlanes.none()
 
 
 def _frozen(
     suite: Suite,
     masks: str,
-    surfaces: Callable[[], tuple[list[np.ndarray] | None, SeenSplats]],
+    surfaces: Callable[[], tuple[list[np.ndarray] | None, SurfacePlanes]],
     report: Report,
 ) -> Frozen:
     """What the methods are given of a level of masks."""
     if masks == TRUE_MASKS:
         return Frozen(suite.weights, suite_masks(suite, masks, report), LiftConfig())
-    shape_maps, splats = surfaces()
+    shape_maps, planes = surfaces()
+    splats = suite.seen_splats(planes)
     if masks == MASKS_AUTO:
         label_maps = shape_maps or suite_surfaces(suite, report)[0]  # says why there are none
         return Frozen(suite.weights, label_maps, AUTO_LIFT, splats=splats)
     label_maps = suite_masks(suite, masks, report)
-    sharpen = partial(suite.sharpened, label_maps, report=report)
+
+    def sharpen(object_ids: np.ndarray) -> tuple[Gaussians, SeenSplats] | None:
+        sharp = suite.sharpened(label_maps, object_ids, report)
+        return sharp and (sharp.gaussians, sharp.seen_splats(planes))
+
     return Frozen(suite.weights, label_maps, LiftConfig(), shape_maps, splats, sharpen)
 
 
@@ -262,8 +268,11 @@ def _run_task(
     _save_arrays(task.path.with_suffix(ARRAYS), outcome)
     measured = {"seconds": meter.seconds, "megabytes": meter.megabytes, "losses": recorder.losses}
     told = {"warnings": [*warnings, *recorder.warnings]}
-    suite = suite.with_gaussians(outcome.gaussians)
-    scores = score_split(suite, outcome.object_ids, frozen.incidence, frozen.lift)
+    incidence = frozen.incidence
+    if outcome.gaussians is not None:
+        suite = suite.with_gaussians(outcome.gaussians)
+        incidence = mask_incidence(suite.weights, frozen.label_maps)
+    scores = score_split(suite, outcome.object_ids, incidence, frozen.lift)
     write_json(task.path, {**asdict(cell), "key": task.key, **measured, **told, **scores})
 
 

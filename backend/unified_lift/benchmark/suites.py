@@ -30,7 +30,6 @@ from unified_lift.edges import border_targets, sharpen_edges
 from unified_lift.gaussians import GEOMETRY, Gaussians
 from unified_lift.geometry import train
 from unified_lift.lift.objects import SeenSplats
-from unified_lift.lift.outlines import shown_alone
 from unified_lift.masks.folder import folder_label_maps
 from unified_lift.masks.planes import SurfacePlanes
 from unified_lift.masks.surfaces import surface_label_maps
@@ -70,7 +69,6 @@ class Suite:
         gaussians: raw parameters, N.
         trained_on: the V training photos, as the splats were trained on them.
         photos: those that the lift works on, at its size.
-        weights: blend weights of each of them.
         test_views: at their full size.
         truths: (H, W) int32 of each test view, 0 = not annotated.
         things, stuff: ids in `truths`.
@@ -83,13 +81,18 @@ class Suite:
     gaussians: Gaussians
     trained_on: Photos
     photos: Photos
-    weights: list[BlendWeights]
     test_views: list[View]
     truths: list[np.ndarray]
     things: list[int]
     stuff: list[int]
     preset: GeometryConfig
     engine: Engine
+
+    @cached_property
+    def weights(self) -> list[BlendWeights]:
+        """Blend weights of each of `photos`."""
+        geometry = [self.gaussians[name] for name in GEOMETRY]
+        return [self.engine.blend_weights(*geometry, camera) for camera in self.photos.cameras]
 
     @cached_property
     def test_weights(self) -> list[BlendWeights]:
@@ -144,14 +147,13 @@ class Suite:
 
     def seen_splats(self, planes: SurfacePlanes) -> SeenSplats:
         """The splats as the training views see them, in a scene with these planes."""
-        means = self.gaussians["means"].cpu().numpy()
-        alone = shown_alone(self.engine, self.gaussians, self.photos.cameras)
-        return SeenSplats(means, planes.plane_of_gaussian(means), self.weights, alone)
+        views = (self.weights, self.photos.cameras)
+        return SeenSplats.of(self.gaussians, planes.plane_of_gaussian, *views, self.engine)
 
     def sharpened(
         self, label_maps: list[np.ndarray | None], object_ids: np.ndarray, report: Report
-    ) -> Gaussians | None:
-        """The splats with the edges of a split (N,), as the label maps of the photos show them.
+    ) -> Suite | None:
+        """The scene with the edges of a split (N,), as the label maps of the photos show them.
 
         None where these do not show them well enough.
         """
@@ -160,7 +162,7 @@ class Suite:
             return None
         scene = (self.trained_on.images, self.trained_on.cameras, targets, self.photos.cameras)
         changed = (self.gaussians, object_ids, *scene)
-        return sharpen_edges(*changed, self.preset, self.engine, SEED, report)
+        return self.with_gaussians(sharpen_edges(*changed, self.preset, self.engine, SEED, report))
 
     def with_gaussians(self, gaussians: Gaussians | None) -> Suite:
         """The scene with splats that a method has changed, or the scene itself if none has."""
@@ -276,11 +278,9 @@ def load_suite(
     gaussians = {name: value.to(engine.device) for name, value in gaussians.items()}
     side, _ = lift_size(photos, CONFIG)
     trained_on, photos = photos, photos.at(side)
-    geometry = [gaussians[name] for name in GEOMETRY]
-    weights = [engine.blend_weights(*geometry, camera) for camera in photos.cameras]
     meta = read_meta(capture_dir / GT_DIR)
     views = list(capture.test_views)
-    scene = (gaussians, trained_on, photos, weights)
+    scene = (gaussians, trained_on, photos)
     return Suite(name, capture_dir, *scene, views, truths, *meta, PRESETS[preset], engine)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,9 +12,11 @@ import scipy.sparse
 from scipy.spatial import cKDTree
 
 from unified_lift.config import LiftConfig
+from unified_lift.gaussians import Gaussians
 from unified_lift.lift.compaction import best_ious, masses, without_gaps
 from unified_lift.lift.incidence import Incidence
-from unified_lift.lift.outlines import Alone, Progress, within_outlines
+from unified_lift.lift.outlines import Alone, Progress, shown_alone, within_outlines
+from unified_lift.rendering import Camera, Engine
 from unified_lift.rendering.weights import BlendWeights
 
 THING, SURFACE = "thing", "surface"
@@ -58,6 +61,20 @@ class SeenSplats:
     plane_of_gaussian: np.ndarray
     weights: list[BlendWeights]
     alone: Alone
+
+    @classmethod
+    def of(
+        cls,
+        gaussians: Gaussians,
+        plane_of_gaussian: Callable[[np.ndarray], np.ndarray],
+        weights: list[BlendWeights],
+        cameras: list[Camera],
+        engine: Engine,
+    ) -> SeenSplats:
+        """Of raw parameters; of what finds the planes of means, and of the views."""
+        means = gaussians["means"].cpu().numpy()
+        alone = shown_alone(engine, gaussians, cameras)
+        return cls(means, plane_of_gaussian(means), weights, alone)
 
 
 def settle(

@@ -51,14 +51,14 @@ class Lifting:
         label_maps: (H, W) int32 each, 0 = unlabelled.
         shapes: (N,) int from 0, -1 = none, what geometry alone shows; None where nobody asks, or
             there is no surface.
-        plane_of_gaussian: (N,) int32, the large plane of which a Gaussian is a part, 0 = none.
+        planes: the large ones of the scene.
     """
 
     photos: Photos
     weights: list[BlendWeights]
     label_maps: list[np.ndarray]
     shapes: np.ndarray | None
-    plane_of_gaussian: np.ndarray
+    planes: SurfacePlanes
 
 
 def given_masks(photos: Photos, settings: Settings, report: Report) -> GivenMasks:
@@ -151,8 +151,7 @@ def prepare_lifting(job: Job, given: GivenMasks, gaussians: Gaussians) -> Liftin
             f"in. Choose other masks.{where_kept(job)}"
         )
     check_mask_count(label_maps, LiftConfig())
-    on_plane = planes.plane_of_gaussian(gaussians["means"].numpy())
-    lifting = Lifting(chosen, weights, label_maps, shapes, on_plane)
+    lifting = Lifting(chosen, weights, label_maps, shapes, planes)
     _write_masks(job.folder / MASKS_DIR, lifting)
     return lifting
 

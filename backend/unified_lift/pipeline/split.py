@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from unified_lift.config import AUTO_LIFT, MASKS_AUTO, OURS, LiftConfig, PublishedConfig, Settings
-from unified_lift.edges import border_targets, sharpen_edges
+from unified_lift.edges import border_targets, sharpen_edges, vote_anew
 from unified_lift.gaussians import GEOMETRY, Gaussians, to_splats
 from unified_lift.lift.compaction import compact, without_gaps
 from unified_lift.lift.default import learn_objects
@@ -18,7 +18,6 @@ from unified_lift.lift.features import nearest_codes
 from unified_lift.lift.incidence import mask_incidence
 from unified_lift.lift.labels import label_map
 from unified_lift.lift.objects import ObjectRecord, SeenSplats, describe, settle
-from unified_lift.lift.outlines import shown_alone
 from unified_lift.lift.published import Joint, train_published
 from unified_lift.lift.refinement import refine
 from unified_lift.lift.votes import split_by_votes
@@ -39,8 +38,7 @@ from unified_lift.protocol import (
 class Split:
     """The answer: object_ids (N,) int32, confidence (N,) float32, and the learned features.
 
-    The Gaussians are those that were split, or have sharper edges now; scores and confidence are
-    of the split.
+    The Gaussians are those that were split, or have sharper edges now.
     """
 
     gaussians: Gaussians
@@ -83,14 +81,16 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
         training = (incidence.num_gaussians, PublishedConfig(), settings.seed, report)
         learned = joint.learned if joint else train_published(*scene, *training)
         object_ids, features, codebook = without_gaps(nearest_codes(*learned)), *learned
-    report.stage("objects", "Settling objects")
-    alone = shown_alone(job.engine, gaussians, lifting.photos.cameras)
-    means, on_plane = gaussians["means"].numpy(), lifting.plane_of_gaussian
-    splats = SeenSplats(means, on_plane, lifting.weights, alone)
-    object_ids = settle(incidence, object_ids, splats, config, report.progress)
     if may_sharpen(settings):
-        gaussians = _sharpened(job, lifting, gaussians, object_ids, config)
-        splats = replace(splats, means=gaussians["means"].numpy())
+        sharpened = _sharpened(job, lifting, gaussians, object_ids, config)
+        if sharpened is not None:
+            gaussians = sharpened
+            _see_anew(job, lifting, gaussians)
+            incidence, object_ids = vote_anew(*scene, object_ids, config)
+    report.stage("objects", "Settling objects")
+    views = (lifting.weights, lifting.photos.cameras)
+    splats = SeenSplats.of(gaussians, lifting.planes.plane_of_gaussian, *views, job.engine)
+    object_ids = settle(incidence, object_ids, splats, config, report.progress)
     objects, ids, confidence = describe(incidence, object_ids, splats, config)
     _check_objects(objects, tracks, job)
     weights = job.engine.blend_weights(*(gaussians[name] for name in GEOMETRY), previews.camera)
@@ -109,12 +109,13 @@ def may_sharpen(settings: Settings) -> bool:
 
 def _sharpened(
     job: Job, lifting: Lifting, gaussians: Gaussians, object_ids: np.ndarray, config: LiftConfig
-) -> Gaussians:
+) -> Gaussians | None:
+    """The Gaussians with sharper edges; None where masks do not show these."""
     shown = (lifting.weights, lifting.label_maps, object_ids, config)
     targets = border_targets(*shown, job.report.check)
     if targets is None:
         job.report.plan(edges=0.0)
-        return gaussians
+        return None
     label = "Sharpening edges"
     job.report.stage("edges", label)
 
@@ -129,7 +130,15 @@ def _sharpened(
         return sharpen_edges(gaussians, object_ids, *scene, *running)
     except JobError as error:
         job.report.warning(f"The objects' edges stay as they are. {error}")
-        return gaussians
+        return None
+
+
+def _see_anew(job: Job, lifting: Lifting, gaussians: Gaussians) -> None:
+    """Put other Gaussians' blend weights in place, one by one: all twice would fill the memory."""
+    for view, camera in enumerate(lifting.photos.cameras):
+        job.report.check()
+        geometry = (gaussians[name] for name in GEOMETRY)
+        lifting.weights[view] = job.engine.blend_weights(*geometry, camera)
 
 
 def _check_objects(objects: list[ObjectRecord], tracks: np.ndarray, job: Job) -> None:
