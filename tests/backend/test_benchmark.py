@@ -19,7 +19,14 @@ from unified_lift.benchmark.frozen import Frozen, Outcome
 from unified_lift.benchmark.methods import ABLATION, ALL_METHODS, METHODS, STEPS
 from unified_lift.benchmark.pictures import like_truth
 from unified_lift.benchmark.report import write_report
-from unified_lift.benchmark.run import Meter, Plan, _load_arrays, _save_arrays, run_benchmark
+from unified_lift.benchmark.run import (
+    Meter,
+    Plan,
+    _frozen,
+    _load_arrays,
+    _save_arrays,
+    run_benchmark,
+)
 from unified_lift.benchmark.scores import risk, score_split
 from unified_lift.benchmark.suites import (
     check_suite,
@@ -30,6 +37,7 @@ from unified_lift.benchmark.suites import (
 from unified_lift.capture import read_capture
 from unified_lift.checkpoint import keep_splats, kept_splats, splats_source
 from unified_lift.config import PRESETS, Budget, LiftConfig
+from unified_lift.lift.objects import settle
 from unified_lift.masks.planes import SurfacePlanes
 from unified_lift.protocol import Cancelled, JobError, JobLock, Locked, SilentReport
 from unified_lift.rendering import load_engine
@@ -70,11 +78,20 @@ def suite(capture, work_dir):
     return load_suite(capture, cache_dir, "draft", digest, load_engine("cpu"), SilentReport())
 
 
+@pytest.fixture(scope="module")
+def voted(capture, suite, work_dir, tmp_path_factory):
+    """A folder with a run of votes, which no test changes."""
+    folder = tmp_path_factory.mktemp("voted")
+    shutil.copytree(work_dir / "suites", folder / "suites")
+    run(capture, folder, ["votes"])
+    return folder
+
+
 @pytest.fixture
-def copy(capture, suite, work_dir, tmp_path):
-    """A copy of the capture and of its splats, to change: (capture, folder of a run)."""
+def copy(capture, voted, tmp_path):
+    """A copy of the capture and of a run of votes, to change: (capture, folder of the run)."""
     shutil.copytree(capture, tmp_path / capture.name)
-    shutil.copytree(work_dir / "suites", tmp_path / "work" / "suites")
+    shutil.copytree(voted, tmp_path / "work")
     return tmp_path / capture.name, tmp_path / "work"
 
 
@@ -145,13 +162,28 @@ def test_edges_are_sharpened_where_masks_are_right(suite, monkeypatch):
     assert suite.sharpened(loose, votes, SilentReport()) is None
     # So few splats fit no mask as well as those of a job.
     monkeypatch.setattr(edges, "EDGES", replace(edges.EDGES, max_gap=4.0))
-    changed = suite.with_gaussians(suite.sharpened(label_maps, votes, SilentReport()))
+    changed = suite.sharpened(label_maps, votes, SilentReport())
     before, after = (
         score_split(scene, votes, truth.incidence, LiftConfig()) for scene in (suite, changed)
     )
     assert after["things"]["mBIoU"] > before["things"]["mBIoU"] + 0.005
     assert after["things"]["SQ"] > before["things"]["SQ"] + 0.003
     assert after["scene"]["psnr"] > before["scene"]["psnr"] - 0.1
+
+
+def test_masks_vote_anew_on_sharpened_splats(suite, monkeypatch):
+    monkeypatch.setattr(edges, "EDGES", replace(edges.EDGES, max_gap=9.0))
+    planes = SurfacePlanes.none()
+    frozen = _frozen(suite, "paper", lambda: (None, planes), SilentReport())
+    outcome = frozen.handed_over(Outcome(frozen.by_votes))
+    sharp = suite.with_gaussians(outcome.gaussians)
+    assert not torch.equal(sharp.gaussians["means"], suite.gaussians["means"])
+    label_maps = suite_masks(suite, "paper", SilentReport())
+    incidence, voted = edges.vote_anew(sharp.weights, label_maps, frozen.by_votes, LiftConfig())
+    settled = settle(incidence, voted, sharp.seen_splats(planes), LiftConfig())
+    assert np.array_equal(outcome.object_ids, settled)
+    unsharp = replace(frozen, sharpen=None).handed_over(Outcome(frozen.by_votes))
+    assert 0 < np.mean(outcome.object_ids != unsharp.object_ids) < 0.2
 
 
 def test_a_cell_keeps_the_splats_that_a_method_has_changed(suite, tmp_path):
@@ -248,15 +280,15 @@ def test_few_views_are_a_scene_of_their_own(capture, work_dir):
 def test_a_run_goes_on_where_it_stopped(capture, work_dir):
     class Stop(SilentReport):
         def stage(self, name, label):
-            if "saga" in label:
+            if "panoptic-lifting" in label:
                 raise Cancelled
 
     with pytest.raises(Cancelled):
-        run(capture, work_dir, ["votes", "saga"], report=Stop())
+        run(capture, work_dir, ["votes", "panoptic-lifting"], report=Stop())
     done = work_dir / "cells" / "little8-paper-votes-0.json"
     before = done.stat().st_mtime_ns
-    cells = run(capture, work_dir, ["votes", "saga"])
-    assert [cell["method"] for cell in cells] == ["oracle", "votes", "saga"]
+    cells = run(capture, work_dir, ["votes", "panoptic-lifting"])
+    assert [cell["method"] for cell in cells] == ["oracle", "votes", "panoptic-lifting"]
     assert done.stat().st_mtime_ns == before
 
 
@@ -279,8 +311,8 @@ def test_what_changed_runs_again_and_nothing_else(copy, part):
 
 def test_another_budget_runs_again(copy):
     capture, work_dir = copy
-    run(capture, work_dir, ["saga"])
-    plan = Plan([capture], ["paper"], ["saga"], (0,), "draft")
+    run(capture, work_dir, ["unified-lift"])
+    plan = Plan([capture], ["paper"], ["unified-lift"], (0,), "draft")
     other = Budget(steps=BUDGET.steps + 1, pixels=BUDGET.pixels)
     cell = run_benchmark(plan, work_dir, other, load_engine("cpu"), SilentReport())[-1]
     assert len(cell["losses"]) == other.steps
@@ -352,6 +384,7 @@ def test_without_a_surface_masks_are_taken_as_they_are(copy):
     source = splats_source(digest, PRESETS["draft"], load_engine("cpu"), suites.SEED)
     splats = kept_splats(folder, source, SilentReport())
     keep_splats(folder, source, {**splats, "opacities": splats["opacities"] - 20})
+    shutil.rmtree(work_dir / "cells")
     watch = Watch()
     run(capture, work_dir, ["votes"], report=watch)
     (told,) = [text for text in watch.warnings if "stay one" in text]

@@ -55,13 +55,39 @@ def small(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def sample_job(tmp_path_factory):
+def sample(tmp_path_factory):
+    """Every other photo of the sample, with masks and ground truth."""
+    folder = tmp_path_factory.mktemp("half") / "sample"
+    write_capture(folder, num_train=24, num_test=4, scale=1, labels=("masks/paper", "gt/ids"))
+    shutil.copytree(SAMPLE / "sparse", folder / "sparse")
+    shutil.copy(SAMPLE / "gt" / "meta.json", folder / "gt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sample_job(sample, tmp_path_factory):
     """The sample, with its masks, at the lowest quality."""
     job = tmp_path_factory.mktemp("sample") / "job"
-    masks = SAMPLE / "masks" / "paper"
-    done = unified_lift("segment", SAMPLE, "--out", job, "--preset", "draft", "--masks", masks)
+    masks = sample / "masks" / "paper"
+    done = unified_lift("segment", sample, "--out", job, "--preset", "draft", "--masks", masks)
     assert done.returncode == 0, done.stderr
     return job
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished job of the small capture."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = segment_small(write_capture(folder / "capture"), folder / "job")
+    assert done.returncode == 0, done.stderr
+    assert geometry_stages(folder / "job") == ["Training splats (cpu)"]
+    return folder / "job"
+
+
+@pytest.fixture
+def neighbour(trained, tmp_path):
+    """The same beside a test's own jobs, which take its splats instead of training."""
+    return shutil.copytree(trained, tmp_path / "neighbour")
 
 
 def segment_small(small, job, *options):
@@ -87,14 +113,14 @@ def start_run(small, job):
 # ---- what comes out
 
 
-def scores_of(job, folder):
+def scores_of(job, sample, folder):
     """Scores of the sample's things in its test views, which are rendered into a folder."""
     assert unified_lift("render", job, "--out", folder, "--split", "test").returncode == 0
-    return json.loads(unified_lift("evaluate", folder / "ids", SAMPLE / "gt").stdout)["things"]
+    return json.loads(unified_lift("evaluate", folder / "ids", sample / "gt").stdout)["things"]
 
 
-def test_the_sample_is_split_into_its_objects(sample_job, tmp_path):
-    scores = scores_of(sample_job, tmp_path)
+def test_the_sample_is_split_into_its_objects(sample, sample_job, tmp_path):
+    scores = scores_of(sample_job, sample, tmp_path)
     assert scores["TP"] >= 7
     assert scores["FP"] <= 1
     assert scores["mIoU"] > 0.75
@@ -116,7 +142,7 @@ def test_splats_and_object_list_tell_the_same(sample_job):
 
 def test_the_job_tells_its_way(sample_job):
     events = read_events(sample_job)[0]
-    stages = ["photos", "geometry", "surfaces", "lift", "objects", "edges", "export"]
+    stages = ["photos", "geometry", "surfaces", "lift", "edges", "objects", "export"]
     assert stages_of(sample_job) == stages
     assert events[0]["event"] == "start" and events[-1]["event"] == "done"
     fractions = [event["fraction"] for event in events if event["event"] == "progress"]
@@ -148,10 +174,10 @@ def test_every_long_stage_shows_itself(small, tmp_path, monkeypatch):
             assert labels.size == (80, 60) and labels.getbbox(), caption  # not all black
 
 
-def test_a_trained_splat_is_split_as_it_is(sample_job, tmp_path):
+def test_a_trained_splat_is_split_as_it_is(sample, sample_job, tmp_path):
     given, job = sample_job / "scene.ply", tmp_path / "job"
-    options = ("--masks", SAMPLE / "masks" / "paper", "--method", "votes", "--splat", given)
-    done = unified_lift("segment", SAMPLE, "--out", job, *options)
+    options = ("--masks", sample / "masks" / "paper", "--method", "votes", "--splat", given)
+    done = unified_lift("segment", sample, "--out", job, *options)
     assert done.returncode == 0, done.stderr
     before, after = read_ply(given), read_ply(job / "scene.ply")
     for name in ("means", "quats", "scales", "opacities", "sh0", "shN"):
@@ -235,14 +261,11 @@ def test_an_object_renders_alone_with_alpha(sample_job, tmp_path):
     assert unified_lift("render", sample_job, "--out", tmp_path, "--object", "99").returncode == 1
 
 
-def test_the_same_seed_gives_the_same_result(small, tmp_path):
-    jobs = [tmp_path / name / "job" for name in ("first", "second")]  # apart: each has to train
-    for job in jobs:
-        done = segment_small(small, job)
-        assert done.returncode == 0, done.stderr
-        assert geometry_stages(job) == ["Training splats (cpu)"]
-    first, second = ((job / "scene.ply").read_bytes() for job in jobs)
-    assert first == second
+def test_the_same_seed_gives_the_same_result(small, tmp_path, trained):
+    done = segment_small(small, tmp_path / "job")
+    assert done.returncode == 0, done.stderr
+    assert geometry_stages(tmp_path / "job") == ["Training splats (cpu)"]
+    assert same_result(tmp_path / "job", trained)
 
 
 def test_test_views_never_train(tmp_path):
@@ -254,8 +277,7 @@ def test_test_views_never_train(tmp_path):
         Image.new("RGB", Image.open(path).size, (255, 0, 255)).save(path)
     segment_small(capture, tmp_path / "second")
     assert geometry_stages(tmp_path / "second") == ["Training splats (cpu)"]
-    first, second = ((tmp_path / name / "scene.ply").read_bytes() for name in ("first", "second"))
-    assert first == second
+    assert same_result(tmp_path / "first", tmp_path / "second")
 
 
 # ---- how jobs end
@@ -290,22 +312,29 @@ def test_a_killed_job_is_run_again_to_its_end(small, tmp_path):
     assert job_state(tmp_path / "job").name in ("finished", "failed")
 
 
-@pytest.fixture
-def kept(small, tmp_path):
-    """A job that failed after its training, as its masks show nothing; they are mended since."""
-    masks, aside = small / "masks" / "paper", small / "masks" / "aside"
-    shutil.copytree(masks, aside)
-    for number, path in enumerate(sorted(masks.iterdir())):
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory):
+    """A job that failed after its training, for its masks show nothing."""
+    folder = tmp_path_factory.mktemp("failed")
+    small = write_capture(folder / "capture")
+    for number, path in enumerate(sorted((small / "masks" / "paper").iterdir())):
         labels = np.zeros((60, 80), np.uint16)
         labels[5 * number : 5 * number + 3, 8 * number : 8 * number + 3] = 1
         Image.fromarray(labels).save(path)
-    geometry = tmp_path / "job" / "checkpoint" / "geometry.ply"
-    failed = segment_small(small, tmp_path / "job")
-    assert fails(failed, "No object was found", "goes on from them", f"another one in {tmp_path}")
-    assert geometry.is_file()
-    shutil.rmtree(masks)
-    aside.rename(masks)
-    return tmp_path / "job"
+    result = segment_small(small, folder / "job")
+    assert fails(result, "No object was found", "goes on from them", f"another one in {folder}")
+    assert (folder / "job" / "checkpoint" / "geometry.ply").is_file()
+    return folder / "job"
+
+
+@pytest.fixture
+def kept(small, failed, tmp_path):
+    """The same job, with masks that were mended since."""
+    job = shutil.copytree(failed, tmp_path / "job")
+    request = json.loads((job / "job.json").read_text())
+    request["capture"], request["settings"]["masks"] = str(small), str(small / "masks" / "paper")
+    (job / "job.json").write_text(json.dumps(request))
+    return job
 
 
 def warnings_of(job):
@@ -321,58 +350,54 @@ def geometry_stages(job):
     return [event["label"] for event in events if event["stage"] == "geometry"]
 
 
-def test_a_job_goes_on_from_the_trained_splats(small, tmp_path, kept):
+def same_result(job, other):
+    """Whether two jobs came to the same splats with the same ids, to the last bit."""
+    return (job / "scene.ply").read_bytes() == (other / "scene.ply").read_bytes()
+
+
+def test_a_job_goes_on_from_the_trained_splats(kept, trained):
     assert unified_lift("run", kept).returncode == 0
     assert geometry_stages(kept)[-1] == "Reading splats"
-    assert (kept / "scene.ply").read_bytes() == trained_anew(small, tmp_path)
+    assert same_result(kept, trained)
 
 
-def trained_anew(small, tmp_path):
-    """The result of a job that has no other one beside it."""
-    job = tmp_path / "apart" / "job"
-    assert segment_small(small, job).returncode == 0
-    assert geometry_stages(job) == ["Training splats (cpu)"]
-    return (job / "scene.ply").read_bytes()
+def test_a_finished_job_started_again_does_not_train(trained, tmp_path):
+    job = shutil.copytree(trained, tmp_path / "job")
+    assert segment_small(trained.parent / "capture", job).returncode == 0
+    assert geometry_stages(job) == ["Training splats (cpu)", "Reading splats"]
+    assert same_result(job, trained)
 
 
-def test_a_finished_job_started_again_does_not_train(small, tmp_path):
-    for _ in range(2):
-        assert segment_small(small, tmp_path / "job").returncode == 0
-    assert geometry_stages(tmp_path / "job") == ["Training splats (cpu)", "Reading splats"]
-    assert (tmp_path / "job" / "scene.ply").read_bytes() == trained_anew(small, tmp_path)
-
-
-def test_a_job_takes_the_splats_that_one_beside_it_has_trained(small, tmp_path):
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert segment_small(small, first).returncode == 0
-    done = segment_small(small, second, "--method", "default")
+def test_a_job_takes_the_splats_that_one_beside_it_has_trained(small, tmp_path, neighbour):
+    job = tmp_path / "job"
+    done = segment_small(small, job, "--method", "default")
     assert done.returncode == 0, done.stderr
-    assert geometry_stages(second) == ["Reading splats of first"]
-    ours, theirs = (vars(read_ply(job / "scene.ply")) for job in (second, first))
+    assert geometry_stages(job) == ["Reading splats of neighbour"]
+    ours, theirs = (vars(read_ply(folder / "scene.ply")) for folder in (job, neighbour))
     for name in set(ours) - {"object_ids", "confidence"}:
         assert np.array_equal(ours[name], theirs[name]), name
-    shutil.rmtree(first)
-    assert unified_lift("run", second).returncode == 0
-    assert geometry_stages(second)[-1] == "Reading splats", "it does not hang on the first"
+    shutil.rmtree(neighbour)
+    assert unified_lift("run", job).returncode == 0
+    assert geometry_stages(job)[-1] == "Reading splats", "it does not hang on the first"
 
 
-def test_right_masks_sharpen_edges_and_the_trained_splats_stay(sample_job, tmp_path):
+def test_right_masks_sharpen_edges_and_the_trained_splats_stay(sample, sample_job, tmp_path):
     folder = sample_job.parent / "right"  # its splats are there already
     masks, geometry = tmp_path / "masks", folder / "checkpoint" / "geometry.ply"
     masks.mkdir()
-    for view, path in enumerate(sorted((SAMPLE / "gt" / "ids").iterdir())):
+    for view, path in enumerate(sorted((sample / "gt" / "ids").iterdir())):
         with Image.open(path) as ids:  # shifted, to and fro
-            loose = np.roll(np.asarray(ids), 6 if view % 2 else -6, 1)
+            loose = np.roll(np.asarray(ids), 12 if view % 2 else -12, 1)
         Image.fromarray(loose).save(masks / path.name)
     options = ("--masks", masks, "--preset", "draft", "--method", "votes")
-    assert unified_lift("segment", SAMPLE, "--out", folder, *options).returncode == 0
+    assert unified_lift("segment", sample, "--out", folder, *options).returncode == 0
     assert geometry_stages(folder) == ["Reading splats of job"]
     assert "edges" not in stages_of(folder) and not geometry.exists()
-    shutil.copytree(SAMPLE / "gt" / "ids", masks, dirs_exist_ok=True)
+    shutil.copytree(sample / "gt" / "ids", masks, dirs_exist_ok=True)
     done = unified_lift("run", folder)
     assert done.returncode == 0, done.stderr
     assert geometry_stages(folder)[-1] == "Reading splats"
-    assert stages_of(folder)[-2:] == ["edges", "export"]
+    assert stages_of(folder)[-3:] == ["edges", "objects", "export"]
     trained, sharp = read_ply(geometry), read_ply(folder / "scene.ply")
     first = read_ply(sample_job / "checkpoint" / "geometry.ply")
     assert np.array_equal(trained.means, first.means)
@@ -380,15 +405,14 @@ def test_right_masks_sharpen_edges_and_the_trained_splats_stay(sample_job, tmp_p
     test_splats_and_object_list_tell_the_same(folder)
     own = tmp_path / "own"
     assert (
-        unified_lift("segment", SAMPLE, "--out", own, *options, "--splat", geometry).returncode == 0
+        unified_lift("segment", sample, "--out", own, *options, "--splat", geometry).returncode == 0
     )
     assert np.array_equal(read_ply(own / "scene.ply").means, trained.means)
-    scores = [scores_of(job, tmp_path / f"{job.name} views") for job in (own, folder)]
+    scores = [scores_of(job, sample, tmp_path / f"{job.name} views") for job in (own, folder)]
     assert scores[1]["mBIoU"] > scores[0]["mBIoU"] + 0.005
 
 
-def test_a_job_with_another_seed_or_other_photos_trains(small, tmp_path):
-    assert segment_small(small, tmp_path / "job").returncode == 0
+def test_a_job_with_another_seed_or_other_photos_trains(small, tmp_path, neighbour):
     assert segment_small(small, tmp_path / "seed", "--seed", "5").returncode == 0
     assert geometry_stages(tmp_path / "seed") == ["Training splats (cpu)"]
     path = sorted((small / "images").iterdir())[0]
@@ -418,9 +442,8 @@ def test_trained_splats_that_are_not_of_the_photos_are_told(kept):
     assert any("The trained splats look unlike the photos" in text for text in messages)
 
 
-def test_splats_without_a_surface_take_masks(small, tmp_path):
-    assert segment_small(small, tmp_path / "first").returncode == 0
-    splats = read_ply(tmp_path / "first" / "scene.ply")
+def test_splats_without_a_surface_take_masks(small, tmp_path, trained):
+    splats = read_ply(trained / "scene.ply")
     write_ply(
         tmp_path / "mist.ply", replace(splats, opacities=np.full(len(splats), -5, np.float32))
     )
@@ -432,6 +455,7 @@ def test_splats_without_a_surface_take_masks(small, tmp_path):
     assert objects and all(entry["kind"] == "thing" for entry in objects)
 
 
+@pytest.mark.usefixtures("neighbour")
 def test_splats_that_cannot_be_kept_are_told(small, tmp_path):
     job, masks = tmp_path / "job", str(small / "masks" / "paper")
     write_job(job, JobRequest(str(small), Settings(masks=masks, method="votes", preset="draft")))
@@ -442,20 +466,20 @@ def test_splats_that_cannot_be_kept_are_told(small, tmp_path):
     assert any("The trained splats are not kept" in text for text in messages)
 
 
-def test_damaged_splats_of_an_earlier_run_are_trained_again(small, tmp_path, kept):
+def test_damaged_splats_of_an_earlier_run_are_trained_again(kept, trained):
     path = kept / "checkpoint" / "geometry.ply"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     assert unified_lift("run", kept).returncode == 0
     messages = warnings_of(kept)
     assert any(f"{path} is cut short" in text and "Training again." in text for text in messages)
-    assert (kept / "scene.ply").read_bytes() == trained_anew(small, tmp_path)
+    assert same_result(kept, trained)
 
 
-def test_a_result_that_was_changed_is_not_taken(small, tmp_path):
+def test_a_result_that_was_changed_is_not_taken(small, tmp_path, trained):
     """Nor does it stand in the way of a whole one."""
     for name in ("first", "second"):
-        assert segment_small(small, tmp_path / name).returncode == 0
+        shutil.copytree(trained, tmp_path / name)
     path = tmp_path / "first" / "scene.ply"
     splats = read_ply(path)
     write_ply(path, replace(splats, means=splats.means + 1))
@@ -465,12 +489,11 @@ def test_a_result_that_was_changed_is_not_taken(small, tmp_path):
     (tmp_path / "third" / "checkpoint" / "source.json").write_text("[")
     assert segment_small(small, tmp_path / "fourth").returncode == 0
     assert geometry_stages(tmp_path / "fourth") == ["Training splats (cpu)"]
-    assert (tmp_path / "fourth" / "scene.ply").read_bytes() == trained_anew(small, tmp_path)
+    assert same_result(tmp_path / "fourth", trained)
 
 
-def test_splats_that_were_not_trained_are_not_taken_for_such(small, tmp_path, sample_job):
-    job = tmp_path / "job"
-    assert segment_small(small, job).returncode == 0
+def test_splats_that_were_not_trained_are_not_taken_for_such(small, tmp_path, trained, sample_job):
+    job = shutil.copytree(trained, tmp_path / "job")
     request = json.loads((job / "job.json").read_text())
     request["settings"]["splat"] = str(sample_job / "scene.ply")
     (job / "job.json").write_text(json.dumps(request))
@@ -558,6 +581,7 @@ def test_masks_of_one_id_for_each_pixel(small, tmp_path):
     assert "geometry" not in stages
 
 
+@pytest.mark.usefixtures("neighbour")
 def test_masks_for_some_photos_are_a_warning(small, tmp_path):
     sorted((small / "masks" / "paper").iterdir())[0].unlink()
     done = segment_small(small, tmp_path / "job")
@@ -601,18 +625,14 @@ def test_a_full_disk(small, tmp_path):
     assert fails(segment_small(small, job), "disk is full")
 
 
-def test_another_job_in_the_folder_is_not_overwritten(small, tmp_path):
-    assert segment_small(small, tmp_path / "job").returncode == 0
-    before = (tmp_path / "job" / "scene.ply").read_bytes()
-    assert fails(segment_small(small, tmp_path / "job", "--seed", "5"), "already holds a job")
-    assert (tmp_path / "job" / "scene.ply").read_bytes() == before
+def test_another_job_in_the_folder_is_not_overwritten(neighbour, trained):
+    other = segment_small(trained.parent / "capture", neighbour, "--seed", "5")
+    assert fails(other, "already holds a job")
+    assert same_result(neighbour, trained)
 
 
-def test_no_test_views_to_render(small, tmp_path):
-    assert segment_small(small, tmp_path / "job").returncode == 0
-    result = unified_lift(
-        "render", tmp_path / "job", "--out", tmp_path / "views", "--split", "test"
-    )
+def test_no_test_views_to_render(trained, tmp_path):
+    result = unified_lift("render", trained, "--out", tmp_path, "--split", "test")
     assert fails(result, "names no test views")
 
 
