@@ -232,6 +232,15 @@ def test_pieces_that_hardly_a_view_shows_alone_are_joined_in_the_end():
     assert same_partition(refine(pieces, thirds, apart), thirds.tolist())
 
 
+def test_masks_of_what_was_joined_count_fully_in_the_last_votes():
+    """Those of two objects count half, and the last Gaussian goes with the third one until then."""
+    together, apart = [[0, 1, 2, 3, 4, 5, 12], WHOLE[1]], [[0, 1, 2], [3, 4, 5], [*WHOLE[1], 12]]
+    views = scene(*[together] * 3, *[apart] * 2)
+    ids = np.repeat([0, 1, 2], [3, 3, 7])
+    assert revote(views, ids, 9, CONFIG, by_trust=True).tolist() == ids.tolist()
+    assert same_partition(refine(views, ids, CONFIG), [0] * 6 + [1] * 6 + [0])
+
+
 def test_neighbours_that_most_views_show_alone_stay_two():
     thirds = np.repeat([0, 1, 2], [3, 3, 6])
     views = scene(WHOLE, WHOLE, HALVED, HALVED, HALVED)  # as often joined as above

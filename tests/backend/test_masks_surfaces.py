@@ -11,6 +11,8 @@ from scipy import ndimage
 from skimage.color import rgb2lab
 
 from unified_lift.config import SurfaceMaskConfig
+from unified_lift.masks import depth as depth_module
+from unified_lift.masks import fusion
 from unified_lift.masks.depth import DepthView, depth_map, ray_directions
 from unified_lift.masks.flat_things import PlaneGrid, find_things, flat_things, without_things
 from unified_lift.masks.fusion import Surface, candidate_voxels, fuse, voxel_size
@@ -18,7 +20,7 @@ from unified_lift.masks.labelling import fill_gaps, label_photo, snap
 from unified_lift.masks.linkage import Contacts, average_linkage, touching
 from unified_lift.masks.merging import merge_alike
 from unified_lift.masks.planes import Plane, SurfacePlanes, find_surface_planes
-from unified_lift.masks.regions import grow, grow_alike, planes_below, segment
+from unified_lift.masks.regions import grow, grow_alike, planes_below, segment, supervoxels
 from unified_lift.masks.solids import find_exits, opposite_sides
 from unified_lift.masks.surfaces import surface_label_maps
 from unified_lift.masks.voxels import (
@@ -168,8 +170,10 @@ def test_where_half_shines_through_there_is_no_depth():
     assert pixel_depth([2.0], [0.55]) == pytest.approx(2, abs=1e-3)
 
 
-def test_depth_of_a_slanted_disc_is_that_of_its_plane():
+@pytest.mark.parametrize("rays", [7, 10_000])
+def test_depth_of_a_slanted_disc_is_that_of_its_plane(rays, monkeypatch):
     """A flat disc, turned by 40 degrees about x, in the middle of a rendered view."""
+    monkeypatch.setattr(depth_module, "RAYS_AT_ONCE", rays)
     turn = np.radians(40)
     disc = splats([[0, 0, 3]], [[np.cos(turn / 2), np.sin(turn / 2), 0, 0]], [[0.5, 0.5, 1e-3]])
     K = torch.tensor([[40.0, 0, 12], [0, 40, 12], [0, 0, 1]])
@@ -219,6 +223,20 @@ def test_the_surface_is_where_the_things_are(surface):
     distance = np.minimum(np.minimum(to_table, to_side), to_lid)
     assert np.percentile(distance, 95) < surface.size
     assert np.median(distance) < surface.size / 4
+
+
+def test_the_surface_is_the_same_in_parts(scene, surface, monkeypatch):
+    monkeypatch.setattr(fusion, "VOXELS_AT_ONCE", 500)
+    parts = fuse(lab(scene[0]), scene[1], PIXELS, CONFIG, SilentReport())
+    assert len(parts.positions) > 1000
+    for name in ("positions", "normals", "colors", "neighbours", "mass"):
+        assert np.array_equal(getattr(parts, name), getattr(surface, name)), name
+
+
+def test_where_position_alone_counts_the_nearest_centre_is_the_best():
+    positions = np.random.default_rng(0).uniform(0, 9, (2000, 3))
+    among_many = supervoxels(np.append(positions, np.zeros((2000, 1)), 1), CONFIG)
+    assert np.array_equal(supervoxels(positions, CONFIG), among_many)
 
 
 def test_normals_point_to_the_cameras(surface):
