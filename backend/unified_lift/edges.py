@@ -206,23 +206,25 @@ def vote_anew(
     label_maps: list[np.ndarray | None],
     object_ids: np.ndarray,
     config: LiftConfig,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Incidence, np.ndarray]:
     """Whose each Gaussian is, now that its edges are sharp.
 
-    Masks that may move borders count alike here, whereas otherwise those that fit their object
-    better count more.
+    Masks that may move borders count alike here, whereas those that fit their object better count
+    more in `refine`.
 
     Args:
         weights: of each view, N sharpened Gaussians.
         label_maps: (H, W) int each, 0 = unlabelled, ids local to the view; None = no masks.
         object_ids: (N,) int from 0, -1 = none, of the Gaussians as they were.
         config: thresholds.
+        check: called again and again; may raise Cancelled.
 
     Returns:
         The incidence of masks and sharpened Gaussians; ids (N,) int64 from 0 without gaps.
     """
     incidence = mask_incidence(weights, label_maps)
-    voted = revote(incidence, object_ids, config.refine_rounds, config)
+    voted = revote(incidence, object_ids, config.refine_rounds, config, check=check)
     return incidence, without_gaps(voted)
 
 

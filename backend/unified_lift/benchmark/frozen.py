@@ -80,15 +80,15 @@ class Frozen:
         return None if self.shape_maps is None else shapes_of(self.weights, self.shape_maps)
 
     def handed_over(self, outcome: Outcome) -> Outcome:
-        """The same as a job hands it over: its edges sharp, settled."""
+        """The same as a job hands it over: its edges sharp, voted on anew, settled."""
         if self.splats is None:
             return outcome
         incidence, object_ids = self.incidence, outcome.object_ids
         sharp = self.sharpen and self.sharpen(object_ids)
         gaussians, splats = sharp or (None, self.splats)
         if sharp:
-            scene = (splats.weights, self.label_maps)
-            incidence, object_ids = vote_anew(*scene, object_ids, self.lift)
+            voters = (splats.weights, self.label_maps)
+            incidence, object_ids = vote_anew(*voters, object_ids, self.lift)
         object_ids = settle(incidence, object_ids, splats, self.lift)
         return replace(outcome, object_ids=object_ids, gaussians=gaussians)
 

@@ -66,7 +66,7 @@ def changed(frozen: Frozen, budget: Budget, seed: int, report: Report, **lift: o
 
 def unsettled(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
     """Ours as learned: with background, holes where no view looks, and frayed feet."""
-    return default(replace(frozen, splats=None, sharpen=None), budget, seed, report)
+    return default(replace(frozen, splats=None), budget, seed, report)
 
 
 def unsharpened(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
@@ -224,7 +224,7 @@ STEPS = {
     ),
     "no-dissolve": Row(partial(changed, dissolve_support=0.0), "ours without dissolving"),
     "no-refine": Row(
-        partial(changed, refine_rounds=0), "ours without the last votes, by how masks fit"
+        partial(changed, refine_rounds=0), "ours without any votes after the compaction"
     ),
     "no-settling": Row(
         unsettled, "ours as learned: background, holes where no view looks, frayed feet"

@@ -268,8 +268,9 @@ def _run_task(
     _save_arrays(task.path.with_suffix(ARRAYS), outcome)
     measured = {"seconds": meter.seconds, "megabytes": meter.megabytes, "losses": recorder.losses}
     told = {"warnings": [*warnings, *recorder.warnings]}
-    incidence = frozen.incidence
-    if outcome.gaussians is not None:
+    if outcome.gaussians is None:
+        incidence = frozen.incidence
+    else:
         suite = suite.with_gaussians(outcome.gaussians)
         incidence = mask_incidence(suite.weights, frozen.label_maps)
     scores = score_split(suite, outcome.object_ids, incidence, frozen.lift)
@@ -277,12 +278,13 @@ def _run_task(
 
 
 def _save_arrays(path: Path, outcome: Outcome) -> None:
+    gaussians = outcome.gaussians or {}
     np.savez_compressed(
         path,
         object_ids=outcome.object_ids.astype(np.int32),
         features=np.asarray(outcome.features, np.float16),
         codebook=np.asarray(outcome.codebook, np.float32),
-        **{f"{CHANGED}{name}": value.numpy() for name, value in (outcome.gaussians or {}).items()},
+        **{f"{CHANGED}{name}": value.cpu().numpy() for name, value in gaussians.items()},
     )
 
 

@@ -128,7 +128,7 @@ class Suite:
         pairs = list(zip(self.test_images, self.test_photos, strict=True))
         return {
             "things": len(self.things),
-            "train_views": len(self.weights),
+            "train_views": len(self.photos.views),
             "test_views": len(self.test_views),
             "splats": len(self.gaussians["means"]),
             "psnr": float(np.mean([psnr(*pair) for pair in pairs])),

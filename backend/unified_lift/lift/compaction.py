@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy.sparse
 
@@ -49,6 +51,7 @@ def revote(
     config: LiftConfig,
     alive: np.ndarray | None = None,
     by_trust: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Let masks name their objects, and Gaussians take the object that most masks name for them.
 
@@ -63,6 +66,7 @@ def revote(
         config: thresholds.
         alive: (K,) bool, objects that masks may name; None for all.
         by_trust: masks count by `_trust`, too.
+        check: called in each round; may raise Cancelled.
 
     Returns:
         (N,) int64.
@@ -71,6 +75,7 @@ def revote(
     mass = incidence.by_gaussian
     gaussian = np.repeat(np.arange(incidence.num_gaussians, dtype=np.int32), np.diff(mass.indptr))
     for _ in range(rounds):
+        check()
         in_masks, in_views = masses(incidence, object_ids, num_objects)
         if alive is not None:
             in_masks[:, ~alive] = 0

@@ -69,4 +69,4 @@ def learn_objects(
         )
         by_codes = compact(incidence, nearest_codes(features, codebook), config)
         object_ids = take_better(incidence, object_ids, by_codes, config)
-    return refine(incidence, object_ids, config, shapes), features, learned
+    return refine(incidence, object_ids, config, shapes, report.check), features, learned

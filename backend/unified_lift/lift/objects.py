@@ -66,15 +66,15 @@ class SeenSplats:
     def of(
         cls,
         gaussians: Gaussians,
-        plane_of_gaussian: Callable[[np.ndarray], np.ndarray],
+        find_planes: Callable[[np.ndarray], np.ndarray],
         weights: list[BlendWeights],
         cameras: list[Camera],
         engine: Engine,
     ) -> SeenSplats:
-        """Of raw parameters; of what finds the planes of means, and of the views."""
+        """Of raw parameters, what finds the planes of means, and the views."""
         means = gaussians["means"].cpu().numpy()
         alone = shown_alone(engine, gaussians, cameras)
-        return cls(means, plane_of_gaussian(means), weights, alone)
+        return cls(means, find_planes(means), weights, alone)
 
 
 def settle(

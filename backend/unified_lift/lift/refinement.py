@@ -19,6 +19,7 @@ def refine(
     object_ids: np.ndarray,
     config: LiftConfig,
     shapes: np.ndarray | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Vote once more, each mask as far as it fits its object; join pieces; divide fused things.
 
@@ -30,22 +31,26 @@ def refine(
         config: thresholds.
         shapes: (N,) int from 0, -1 = none, the objects that geometry alone shows; None where the
             masks were made from it.
+        check: called again and again; may raise Cancelled.
 
     Returns:
         (N,) int64 ids from 0 without gaps, -1 = none.
     """
     if not incidence.num_masks:
         return object_ids
-    voted = _vote(incidence, object_ids, config)
+    voted = _vote(incidence, object_ids, config, check)
     object_ids = join_pieces(incidence, voted, config)
     if shapes is not None:
         object_ids = cut_fused(incidence, object_ids, shapes, config)
-    return object_ids if object_ids is voted else _vote(incidence, object_ids, config)
+    return object_ids if object_ids is voted else _vote(incidence, object_ids, config, check)
 
 
-def _vote(incidence: Incidence, object_ids: np.ndarray, config: LiftConfig) -> np.ndarray:
+def _vote(
+    incidence: Incidence, object_ids: np.ndarray, config: LiftConfig, check: Callable[[], None]
+) -> np.ndarray:
     rounds = config.refine_rounds
-    return without_gaps(revote(incidence, object_ids, rounds, config, by_trust=True))
+    voted = revote(incidence, object_ids, rounds, config, by_trust=True, check=check)
+    return without_gaps(voted)
 
 
 # ---- pieces

@@ -94,7 +94,7 @@ def fuse(
         views: depth maps with their cameras.
         pixels: one of `config.voxel_pixels`.
         config: voxels, truncation and what makes a voxel part of the surface.
-        report: asked after each view whether to stop.
+        report: asked again and again whether to stop.
 
     Raises:
         JobError: no surface is seen by two views.

@@ -86,7 +86,7 @@ def _plan(job: Job) -> dict[str, float]:
         lift += CONFIG.feature_seconds + CONFIG.codebook_seconds * pixels
     masks = CONFIG.sam_seconds * number if settings.masks == MASKS_SAM else 0.0
     objects = CONFIG.outline_seconds * pixels
-    edges = sharpening_seconds(config, photos.cameras) if may_sharpen(settings) else 0.0
+    edges = sharpening_seconds(config, photos.cameras) + votes if may_sharpen(settings) else 0.0
     plan = {"surfaces": surfaces, "masks": masks, "lift": lift, "edges": edges, "objects": objects}
     if settings.splat:
         return {"geometry": 0.0} | plan

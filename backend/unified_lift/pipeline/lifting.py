@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from unified_lift.pipeline.job import CONFIG, Job
 from unified_lift.pipeline.splats import where_kept
 from unified_lift.preparation import Photos, lift_size, spread
 from unified_lift.protocol import MASKS_DIR, JobError, Report
+from unified_lift.rendering import Camera
 from unified_lift.rendering.weights import BlendWeights
 
 SAM_CACHE_DIR = "sam_cache"  # beside the jobs, which share it
@@ -47,7 +49,7 @@ class Lifting:
 
     Attributes:
         photos: V photos.
-        weights: blend weights of each.
+        weights: blend weights of each; they change with the Gaussians.
         label_maps: (H, W) int32 each, 0 = unlabelled.
         shapes: (N,) int from 0, -1 = none, what geometry alone shows; None where nobody asks, or
             there is no surface.
@@ -111,10 +113,7 @@ def prepare_lifting(job: Job, given: GivenMasks, gaussians: Gaussians) -> Liftin
     job.report.stage("surfaces", label)
     picked = _picked(job.photos, given)
     chosen = job.photos.pick(picked).at(lift_size(job.photos, CONFIG)[0])
-    weights = []
-    for camera in chosen.cameras:
-        job.report.check()
-        weights.append(job.engine.blend_weights(*(gaussians[name] for name in GEOMETRY), camera))
+    weights = list(blend_weights(job, gaussians, chosen.cameras))
 
     def show(view: int, labels: np.ndarray | None) -> None:
         if job.previews.due:
@@ -154,6 +153,13 @@ def prepare_lifting(job: Job, given: GivenMasks, gaussians: Gaussians) -> Liftin
     lifting = Lifting(chosen, weights, label_maps, shapes, planes)
     _write_masks(job.folder / MASKS_DIR, lifting)
     return lifting
+
+
+def blend_weights(job: Job, gaussians: Gaussians, cameras: list[Camera]) -> Iterator[BlendWeights]:
+    """Of each camera's view; some tens of megabytes each."""
+    for camera in cameras:
+        job.report.check()
+        yield job.engine.blend_weights(*(gaussians[name] for name in GEOMETRY), camera)
 
 
 def _sam(job: Job, views: list[View], show: Show) -> list[np.ndarray]:

@@ -11,18 +11,18 @@ import torch
 
 from unified_lift.config import AUTO_LIFT, MASKS_AUTO, OURS, LiftConfig, PublishedConfig, Settings
 from unified_lift.edges import border_targets, sharpen_edges, vote_anew
-from unified_lift.gaussians import GEOMETRY, Gaussians, to_splats
+from unified_lift.gaussians import Gaussians, to_splats
 from unified_lift.lift.compaction import compact, without_gaps
 from unified_lift.lift.default import learn_objects
 from unified_lift.lift.features import nearest_codes
-from unified_lift.lift.incidence import mask_incidence
+from unified_lift.lift.incidence import Incidence, mask_incidence
 from unified_lift.lift.labels import label_map
 from unified_lift.lift.objects import ObjectRecord, SeenSplats, describe, settle
 from unified_lift.lift.published import Joint, train_published
 from unified_lift.lift.refinement import refine
 from unified_lift.lift.votes import split_by_votes
 from unified_lift.pipeline.job import Job
-from unified_lift.pipeline.lifting import Lifting, is_judged_by_shape
+from unified_lift.pipeline.lifting import Lifting, blend_weights, is_judged_by_shape
 from unified_lift.pipeline.splats import where_kept
 from unified_lift.ply import write_ply
 from unified_lift.protocol import (
@@ -50,7 +50,7 @@ class Split:
 
 
 def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint | None) -> Split:
-    """Votes first, which is what the user sees while features and codebook are learned."""
+    """Find the objects, sharpen their edges where masks show these, and settle them."""
     settings, previews, report = job.settings, job.previews, job.report
     report.stage("lift", "Finding objects")
     previews.camera = lifting.photos.cameras[0]
@@ -61,9 +61,43 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
     report.check()
     if settings.method in OURS and (tracks < 0).all():  # nothing to learn
         _check_objects([], tracks, job)
+    learned = _learn(job, lifting, gaussians, joint, incidence, tracks, config)
+    object_ids, features, codebook = learned
+    if may_sharpen(settings):
+        sharpened = _sharpened(job, lifting, gaussians, object_ids, config)
+        if sharpened is not None:
+            gaussians = sharpened
+            del incidence  # of the Gaussians as they were: both would take twice the memory
+            for view, blend in enumerate(blend_weights(job, gaussians, lifting.photos.cameras)):
+                lifting.weights[view] = blend  # likewise
+            voters = (lifting.weights, lifting.label_maps)
+            incidence, object_ids = vote_anew(*voters, object_ids, config, report.check)
+    report.stage("objects", "Settling objects")
+    views = (lifting.weights, lifting.photos.cameras)
+    splats = SeenSplats.of(gaussians, lifting.planes.plane_of_gaussian, *views, job.engine)
+    object_ids = settle(incidence, object_ids, splats, config, report.progress)
+    objects, ids, confidence = describe(incidence, object_ids, splats, config)
+    _check_objects(objects, tracks, job)
+    previews.show(gaussians, label_map(lifting.weights[0], ids), "Objects")
+    return Split(gaussians, objects, ids, confidence, features.numpy(), codebook.numpy())
+
+
+def _learn(
+    job: Job,
+    lifting: Lifting,
+    gaussians: Gaussians,
+    joint: Joint | None,
+    incidence: Incidence,
+    tracks: np.ndarray,
+    config: LiftConfig,
+) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+    """Object ids (N,), features and codebook.
+
+    Votes first, which is what the user sees while features and codebook are learned.
+    """
+    settings, previews, report = job.settings, job.previews, job.report
     object_ids = compact(incidence, tracks, config)
     previews.show(gaussians, label_map(lifting.weights[0], object_ids + 1), "First split")
-    features = codebook = torch.zeros(0, 0)
 
     def show(*learned: torch.Tensor) -> None:
         if previews.due:
@@ -73,29 +107,13 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
     scene = (lifting.weights, lifting.label_maps)
     if settings.method == "default":
         known = (incidence, tracks, object_ids, lifting.shapes)
-        learning = (config, settings.seed, report, show)
-        object_ids, features, codebook = learn_objects(*scene, *known, *learning)
-    elif settings.method == "votes":
-        object_ids = refine(incidence, object_ids, config, lifting.shapes)
-    else:
-        training = (incidence.num_gaussians, PublishedConfig(), settings.seed, report)
-        learned = joint.learned if joint else train_published(*scene, *training)
-        object_ids, features, codebook = without_gaps(nearest_codes(*learned)), *learned
-    if may_sharpen(settings):
-        sharpened = _sharpened(job, lifting, gaussians, object_ids, config)
-        if sharpened is not None:
-            gaussians = sharpened
-            _see_anew(job, lifting, gaussians)
-            incidence, object_ids = vote_anew(*scene, object_ids, config)
-    report.stage("objects", "Settling objects")
-    views = (lifting.weights, lifting.photos.cameras)
-    splats = SeenSplats.of(gaussians, lifting.planes.plane_of_gaussian, *views, job.engine)
-    object_ids = settle(incidence, object_ids, splats, config, report.progress)
-    objects, ids, confidence = describe(incidence, object_ids, splats, config)
-    _check_objects(objects, tracks, job)
-    weights = job.engine.blend_weights(*(gaussians[name] for name in GEOMETRY), previews.camera)
-    previews.show(gaussians, label_map(weights, ids), "Objects")
-    return Split(gaussians, objects, ids, confidence, features.numpy(), codebook.numpy())
+        return learn_objects(*scene, *known, config, settings.seed, report, show)
+    if settings.method == "votes":
+        object_ids = refine(incidence, object_ids, config, lifting.shapes, report.check)
+        return object_ids, torch.zeros(0, 0), torch.zeros(0, 0)
+    training = (incidence.num_gaussians, PublishedConfig(), settings.seed, report)
+    learned = joint.learned if joint else train_published(*scene, *training)
+    return without_gaps(nearest_codes(*learned)), *learned
 
 
 def may_sharpen(settings: Settings) -> bool:
@@ -110,7 +128,7 @@ def may_sharpen(settings: Settings) -> bool:
 def _sharpened(
     job: Job, lifting: Lifting, gaussians: Gaussians, object_ids: np.ndarray, config: LiftConfig
 ) -> Gaussians | None:
-    """The Gaussians with sharper edges; None where masks do not show these."""
+    """The Gaussians with sharper edges; None where masks do not show these, or it failed."""
     shown = (lifting.weights, lifting.label_maps, object_ids, config)
     targets = border_targets(*shown, job.report.check)
     if targets is None:
@@ -131,14 +149,6 @@ def _sharpened(
     except JobError as error:
         job.report.warning(f"The objects' edges stay as they are. {error}")
         return None
-
-
-def _see_anew(job: Job, lifting: Lifting, gaussians: Gaussians) -> None:
-    """Put other Gaussians' blend weights in place, one by one: all twice would fill the memory."""
-    for view, camera in enumerate(lifting.photos.cameras):
-        job.report.check()
-        geometry = (gaussians[name] for name in GEOMETRY)
-        lifting.weights[view] = job.engine.blend_weights(*geometry, camera)
 
 
 def _check_objects(objects: list[ObjectRecord], tracks: np.ndarray, job: Job) -> None:
