@@ -4,6 +4,7 @@
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ from unified_lift.benchmark.suites import (
 )
 from unified_lift.capture import read_capture
 from unified_lift.checkpoint import keep_splats, kept_splats, splats_source
-from unified_lift.config import PRESETS, Budget, LiftConfig
+from unified_lift.config import PRESETS, Budget, LiftConfig, SurfaceMaskConfig
 from unified_lift.lift.objects import settle
 from unified_lift.masks.planes import SurfacePlanes
 from unified_lift.protocol import Cancelled, JobError, JobLock, Locked, SilentReport
@@ -64,10 +65,12 @@ def work_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def short_training():
-    """Splats of seconds."""
+    """Splats and surfaces of seconds."""
     with pytest.MonkeyPatch.context() as patch:
         short = replace(PRESETS["draft"], iterations=600, max_gaussians=6000)
         patch.setitem(suites.PRESETS, "draft", short)
+        rough = partial(SurfaceMaskConfig, voxel_pixels=(2.5,), flat_max_cells=20_000)
+        patch.setattr(suites, "SurfaceMaskConfig", rough)
         yield
 
 
