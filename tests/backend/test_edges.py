@@ -133,7 +133,7 @@ def test_a_border_stays_where_no_mask_speaks_for_one_of_its_sides(board):
 def test_masks_that_end_anywhere_say_nothing_of_edges(board):
     gaussians, ids, _ = board
     weights = weights_of(gaussians)
-    loose = [true_masks(shift)[view] for view, shift in enumerate([7, -7] * 4)]
+    loose = [true_masks(shift)[view] for view, shift in enumerate([10, -10] * 4)]
     assert border_targets(weights, loose, ids, LIFT) is None
     assert border_targets(weights, [None] * 8, ids, LIFT) is None
     assert border_targets(weights, true_masks(), np.full_like(ids, -1), LIFT) is None
