@@ -91,8 +91,7 @@ class Suite:
     @cached_property
     def weights(self) -> list[BlendWeights]:
         """Blend weights of each of `photos`."""
-        geometry = [self.gaussians[name] for name in GEOMETRY]
-        return [self.engine.blend_weights(*geometry, camera) for camera in self.photos.cameras]
+        return [self.blend_weights(view) for view in self.photos.views]
 
     @cached_property
     def test_weights(self) -> list[BlendWeights]:
