@@ -346,9 +346,9 @@ class LiftConfig:
     whole_views: int = 0  # that must show a thing uncut by the border if few views show it at all
     few_views: float = 0.2  # share of the views, each weighted by how well it sees the thing
     surface_share: float = 0.3  # of its mass on a large plane makes an object a surface
-    # A thing's Gaussian is hidden if no view shows this share of what it would show without the
-    # surfaces. From .5 on magazines lose their rim to the table that they lie on (a real kitchen:
-    # PQ .823 to .819, here .821); below, feet stay frayed (messy8: extraction .936 to .952; .950).
+    # A thing's Gaussian is hidden if less than this share is seen of what it would show without the
+    # surfaces: the root of its mean square over the views, for what a tenth of them shows whole is
+    # part of something, below a table, say, and what all of them show a little of nothing.
     outline_visible: float = 0.3
     outline_pixels: float = 1.0  # weight in a view that is too little to be judged by
     outline_ghost: float = 2.0  # times as much may show of it among the surfaces as does alone

@@ -183,7 +183,7 @@ def test_masks_vote_anew_on_sharpened_splats(suite, monkeypatch):
     assert not torch.equal(sharp.gaussians["means"], suite.gaussians["means"])
     label_maps = suite_masks(suite, "paper", SilentReport())
     incidence, voted = edges.vote_anew(sharp.weights, label_maps, frozen.by_votes, LiftConfig())
-    settled = settle(incidence, voted, sharp.seen_splats(planes), LiftConfig())
+    settled, _ = settle(incidence, voted, sharp.seen_splats(planes), LiftConfig())
     assert np.array_equal(outcome.object_ids, settled)
     unsharp = replace(frozen, sharpen=None).handed_over(Outcome(frozen.by_votes))
     assert 0 < np.mean(outcome.object_ids != unsharp.object_ids) < 0.2

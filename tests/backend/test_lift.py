@@ -186,7 +186,7 @@ def test_no_masks_at_all_give_no_objects():
     ids = split_by_votes(empty, CONFIG)
     assert (compact(empty, ids, CONFIG) == -1).all()
     splats = seen(np.zeros((12, 3)))
-    ids = settle(empty, ids, splats, CONFIG)
+    ids, _ = settle(empty, ids, splats, CONFIG)
     records, final, trust = describe(empty, ids, splats, CONFIG)
     assert (records, final.any(), trust.any()) == ([], False, False)
 
@@ -420,7 +420,7 @@ def test_things_behind_the_scene_that_borders_cut_stay_unassigned():
 
     def described(views, planes):
         splats = seen(means, planes)
-        records, final, _ = describe(views, settle(views, ids, splats, config), splats, config)
+        records, final, _ = describe(views, settle(views, ids, splats, config)[0], splats, config)
         return [r.kind for r in records], final.tolist()
 
     assert kept(rows) == (["thing"], [1, 1, 0, 0])

@@ -56,26 +56,29 @@ ABOVE = [camera(x) for x in (-0.1, 0, 0.1)]
 
 
 def test_what_only_the_floor_hides_goes_to_the_floor():
-    settled = within_outlines(*views(ABOVE), IDS, SURFACES, CONFIG)
+    settled, _ = within_outlines(*views(ABOVE), IDS, SURFACES, CONFIG)
     assert settled[BELOW_FLOOR] == FLOOR
     assert np.delete(settled, BELOW_FLOOR).tolist() == np.delete(IDS, BELOW_FLOOR).tolist()
 
 
-def test_what_one_view_shows_stays_with_its_thing():
-    settled = within_outlines(*views([*ABOVE, camera(0, above=False)]), IDS, SURFACES, CONFIG)
-    assert settled.tolist() == IDS.tolist()
+@pytest.mark.parametrize(("others", "expected"), [(9, THING), (14, FLOOR)])
+def test_what_a_tenth_of_the_views_shows_stays_with_its_thing(others, expected):
+    above = [camera(x) for x in np.linspace(-0.1, 0.1, others)]
+    settled, _ = within_outlines(*views([*above, camera(0, above=False)]), IDS, SURFACES, CONFIG)
+    assert settled[BELOW_FLOOR] == expected
+    assert np.delete(settled, BELOW_FLOOR).tolist() == np.delete(IDS, BELOW_FLOOR).tolist()
 
 
 @pytest.mark.parametrize("distance", [0.5, 1, 3])
 def test_a_camera_close_to_the_other_side_of_the_floor_takes_nothing(distance):
     cameras = [camera(0, distance=8.0), camera(0, above=False, distance=distance)]
-    settled = within_outlines(*views(cameras), IDS, SURFACES, CONFIG)
+    settled, _ = within_outlines(*views(cameras), IDS, SURFACES, CONFIG)
     assert settled[[BALL, BESIDE]].tolist() == [THING] * 2
 
 
 def test_what_hides_behind_splats_of_no_object_goes_to_none():
     ids = np.where(IDS == FLOOR, -1, IDS)
-    settled = within_outlines(*views(ABOVE), ids, np.array([False]), CONFIG)
+    settled, _ = within_outlines(*views(ABOVE), ids, np.array([False]), CONFIG)
     assert settled[BELOW_FLOOR] == -1
     assert settled[[BALL, BESIDE, BELOW_BALL]].tolist() == [THING] * 3
 
@@ -84,11 +87,12 @@ def test_what_another_thing_hides_stays():
     ids = IDS.copy()
     ids[[BESIDE, BELOW_BALL]] = FLOOR + 1
     kinds = np.append(SURFACES, False)
-    assert within_outlines(*views(ABOVE), ids, kinds, CONFIG)[BELOW_BALL] == FLOOR + 1
+    assert within_outlines(*views(ABOVE), ids, kinds, CONFIG)[0][BELOW_BALL] == FLOOR + 1
 
 
-@pytest.mark.parametrize(("shown_there", "expected"), [(0.5, FLOOR), (0.7, THING)])
-def test_it_stays_with_its_thing_if_the_surface_would_keep_a_ghost_of_it(shown_there, expected):
+def ghost_scene(shown_there):
+    """Blend weights, and `alone`, of a thing, a floor and what hides below it."""
+
     def blend(num, *pixels):  # Gaussian and weight of a pixel that shows the thing, then the floor
         entries = np.array(pixels)[:, 1] * 65535
         ids = np.array(pixels)[:, 0].astype(np.int32)
@@ -99,14 +103,34 @@ def test_it_stays_with_its_thing_if_the_surface_would_keep_a_ghost_of_it(shown_t
         there = [(0, 0.9), (1, 0.3)] if is_thing else [(1, shown_there), (0, 0.9)]
         return blend(2, *there)
 
-    scene = [blend(3, (0, 0.9), (1, 0.9))]  # nothing of the third
-    ids = np.array([THING, FLOOR, THING])
-    assert within_outlines(scene, alone, ids, SURFACES, CONFIG).tolist() == [0, 1, expected]
+    return [blend(3, (0, 0.9), (1, 0.9))], alone  # nothing of the third
+
+
+GHOST_IDS = np.array([THING, FLOOR, THING])
+
+
+@pytest.mark.parametrize(("shown_there", "expected"), [(0.5, FLOOR), (0.7, THING)])
+def test_it_stays_with_its_thing_if_the_surface_would_keep_a_ghost_of_it(shown_there, expected):
+    scene = ghost_scene(shown_there)
+    settled, ghosts = within_outlines(*scene, GHOST_IDS, SURFACES, CONFIG)
+    assert settled.tolist() == [0, 1, expected]
+    assert ghosts.tolist() == [False, False, expected == THING]
+
+
+@pytest.mark.parametrize("may_drop", [True, False])
+def test_a_ghost_is_left_out_of_splats_that_may_change(may_drop):
+    weights, alone = ghost_scene(0.7)
+    incidence = mask_incidence(weights, [np.array([[1, 2]])])
+    splats = SeenSplats(np.zeros((3, 3), np.float32), np.array([0, 1, 0]), weights, alone)
+    settled, kept = settle(incidence, GHOST_IDS, splats, CONFIG, may_drop=may_drop)
+    assert kept.tolist() == [True, True, not may_drop]
+    assert settled.tolist() == [THING, FLOOR, -1 if may_drop else THING]
 
 
 @pytest.mark.parametrize("ids", [np.full(len(IDS), -1), np.full(len(IDS), FLOOR)])
 def test_without_things_nothing_changes(ids):
-    assert within_outlines(*views(ABOVE), ids, SURFACES, CONFIG).tolist() == ids.tolist()
+    settled, ghosts = within_outlines(*views(ABOVE), ids, SURFACES, CONFIG)
+    assert settled.tolist() == ids.tolist() and not ghosts.any()
 
 
 def test_the_rest_is_looked_at_only_if_anything_is_hidden():
@@ -118,7 +142,7 @@ def test_the_rest_is_looked_at_only_if_anything_is_hidden():
         return alone(rows, view)
 
     things, rest = 4, len(IDS) - 4
-    settled = within_outlines(weights, counted, IDS, SURFACES, CONFIG)
+    settled, _ = within_outlines(weights, counted, IDS, SURFACES, CONFIG)
     assert settled[BELOW_FLOOR] == FLOOR
     assert looked == [(view, num) for num in (things, rest + 1) for view in range(3)]
     looked.clear()
@@ -154,8 +178,9 @@ def test_a_thing_of_nothing_but_hidden_splats_is_no_object():
     on_plane = np.array([0] * 4 + [1] * (len(IDS) - 4))
     splats = SeenSplats(gaussians()["means"].numpy(), on_plane, weights, alone)
     incidence = mask_incidence(weights, labels)
-    settled = settle(incidence, ids, splats, CONFIG)
-    assert settled[BELOW_FLOOR] == FLOOR and set(settled.tolist()) == {THING, FLOOR}
+    settled, kept = settle(incidence, ids, splats, CONFIG)
+    assert kept.all() and settled[BELOW_FLOOR] == FLOOR
+    assert set(settled.tolist()) == {THING, FLOOR}
     records, final, _ = describe(incidence, settled, splats, CONFIG)
     assert [record.name for record in records] == ["Object 001", "Surface 001"]
     assert final[BELOW_FLOOR] == 2

@@ -89,7 +89,7 @@ class Frozen:
         if sharp:
             voters = (splats.weights, self.label_maps)
             incidence, object_ids = vote_anew(*voters, object_ids, self.lift)
-        object_ids = settle(incidence, object_ids, splats, self.lift)
+        object_ids, _ = settle(incidence, object_ids, splats, self.lift)
         return replace(outcome, object_ids=object_ids, gaussians=gaussians)
 
     @property

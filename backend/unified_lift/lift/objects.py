@@ -83,7 +83,8 @@ def settle(
     splats: SeenSplats,
     config: LiftConfig,
     progress: Progress = lambda step, total: None,
-) -> np.ndarray:
+    may_drop: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
     """Make of a split what a user takes into his hands.
 
     Pieces of the background are no objects, what no view shows goes to its neighbours, and things
@@ -95,16 +96,21 @@ def settle(
         splats: these Gaussians.
         config: thresholds.
         progress: told of each view that is looked at; may raise Cancelled.
+        may_drop: whether Gaussians that fray a thing, and would stain the surface below it, may be
+            left out of the scene, which hides them; else they stay with the thing.
 
     Returns:
-        (N,) int64, again from 0 without gaps.
+        (N,) int64, again from 0 without gaps, and which Gaussians are kept, (N,) bool; the others
+        are of no object.
     """
     on_plane = splats.plane_of_gaussian
     object_ids = without_background(incidence, object_ids, on_plane, config)
     object_ids = fill_unseen(incidence, object_ids, splats.means, config)
     _, is_surface = _surfaces(incidence, object_ids, on_plane, config)
     scene = (splats.weights, splats.alone)
-    return without_gaps(within_outlines(*scene, object_ids, is_surface, config, progress))
+    object_ids, ghosts = within_outlines(*scene, object_ids, is_surface, config, progress)
+    dropped = ghosts & may_drop
+    return without_gaps(np.where(dropped, -1, object_ids)), ~dropped
 
 
 def describe(

@@ -17,6 +17,7 @@ from unified_lift.rendering import Camera, Engine
 from unified_lift.rendering.weights import BlendWeights
 
 Progress = Callable[[int, int], None]  # step and number of steps
+TINY = 1e-9  # no division by zero
 Alone = Callable[[np.ndarray, int], BlendWeights]  # of Gaussians (rows), in a view (its place)
 
 
@@ -37,16 +38,16 @@ def within_outlines(
     is_surface: np.ndarray,
     config: LiftConfig,
     progress: Progress = lambda step, total: None,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Take from things what only shows once floor and walls are taken away.
 
     Below the table on which a thing stands, and behind the wall, there are Gaussians that masks
     count to it by the little that shines through. Nobody sees them until the thing is shown alone:
     then it has frayed feet. So things and the rest are looked at without each other. What the scene
-    hides in every view, and what shows of the things alone mostly where the scene shows none, goes
-    to the surface that hides it; unless far more of it would show there, once the things are taken
-    away: then the surface would keep a ghost of the thing. What another thing hides stays: nothing
-    tells whose it is.
+    hides, and what shows of the things alone mostly where the scene shows none, goes to the surface
+    that hides it; unless far more of it would show there, once the things are taken away: then the
+    surface would keep a ghost of the thing, and neither should have it. What another thing hides
+    stays: nothing tells whose it is.
 
     Args:
         weights: of each of V views, N Gaussians.
@@ -57,23 +58,26 @@ def within_outlines(
         progress: told of each view that is looked at; may raise Cancelled.
 
     Returns:
-        (N,) int64 ids as before; -1 where the scene shows no object.
+        (N,) int64 ids as before; -1 where the scene shows no object. And (N,) bool, what neither
+        should have; its ids are those of the things still.
     """
+    ghosts = np.zeros(len(object_ids), bool)
     is_thing = np.append(~is_surface, False)[object_ids]
     (things,), (others,) = np.nonzero(is_thing), np.nonzero(~is_thing)
     if not len(things):
-        return object_ids
+        return object_ids, ghosts
     surfaces = np.append(-1, np.flatnonzero(is_surface))
     layers = np.where(is_thing, len(surfaces), np.searchsorted(surfaces, object_ids))
     shape = len(surfaces) + 1, len(things)
-    scene = _Scene([], np.zeros(len(things)), np.zeros(shape, np.float32))
+    sums = np.zeros(len(things)), np.zeros(len(things))
+    scene = _Scene([], *sums, np.zeros(shape, np.float32))
     total = 2 * len(weights)
     for view, blend in enumerate(weights):
         progress(view, total)
         scene.add(blend, layers, alone(things, view), things, config)
     hidden = scene.hidden(config)
     if not hidden.any():
-        return object_ids
+        return object_ids, ghosts
     rows, beyond = things[hidden], scene.alone[:-1, hidden]
     without_things = np.append(others, rows)
     there = np.zeros(len(rows))
@@ -85,7 +89,8 @@ def within_outlines(
     moved = there < config.outline_ghost * beyond.sum(0)
     result = object_ids.copy()
     result[rows[moved]] = surfaces[beyond[:, moved].argmax(0)]
-    return result
+    ghosts[rows[~moved]] = True
+    return result, ghosts
 
 
 @dataclass
@@ -94,12 +99,16 @@ class _Scene:
 
     Attributes:
         labels: (P,) int32 of each view: the surface in a pixel, 0 = no object, the last = a thing.
-        visible: (T,) largest share that the scene shows of what the things alone show.
+        squares: (T,) float64, of the share that the scene shows of what the things alone show,
+            summed over the views.
+        seen: (T,) float64, how many views show anything of it alone; a view that shows less than a
+            pixel's weight counts less.
         alone: (L, T) float32, weight of the things alone on each label, of all views.
     """
 
     labels: list[np.ndarray]
-    visible: np.ndarray
+    squares: np.ndarray
+    seen: np.ndarray
     alone: np.ndarray
 
     def add(
@@ -117,13 +126,16 @@ class _Scene:
         mass = alone.mask_mass(labels, len(self.alone)).toarray()
         self.labels.append(labels)
         self.alone += mass
-        whole = mass.sum(0) + config.outline_pixels
-        self.visible = np.maximum(self.visible, in_scene / whole)
+        whole = mass.sum(0)
+        seen = whole / (whole + config.outline_pixels)
+        self.squares += seen * (in_scene / np.maximum(whole, TINY)) ** 2
+        self.seen += seen
 
     def hidden(self, config: LiftConfig) -> np.ndarray:
-        """Which Gaussians no view shows, and which alone show mostly where no thing is, (T,)."""
+        """Which Gaussians the scene hides, and which alone show mostly where no thing is, (T,)."""
         beyond = self.alone[:-1].sum(0) > self.alone[-1]
-        return beyond & (self.visible < config.outline_visible)
+        shown = np.sqrt(self.squares / np.maximum(self.seen, TINY))
+        return beyond & (shown < config.outline_visible)
 
 
 def _total(mass: scipy.sparse.csr_matrix) -> np.ndarray:

@@ -38,7 +38,8 @@ from unified_lift.protocol import (
 class Split:
     """The answer: object_ids (N,) int32, confidence (N,) float32, and the learned features.
 
-    The Gaussians are those that were split, or have sharper edges now.
+    The Gaussians are those that were split, or have sharper edges now, without those that `settle`
+    drops.
     """
 
     gaussians: Gaussians
@@ -75,11 +76,14 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
     report.stage("objects", "Settling objects")
     views = (lifting.weights, lifting.photos.cameras)
     splats = SeenSplats.of(gaussians, lifting.planes.plane_of_gaussian, *views, job.engine)
-    object_ids = settle(incidence, object_ids, splats, config, report.progress)
+    settling = (incidence, object_ids, splats, config, report.progress)
+    object_ids, kept = settle(*settling, may_drop=not settings.splat)
     objects, ids, confidence = describe(incidence, object_ids, splats, config)
     _check_objects(objects, tracks, job)
     previews.show(gaussians, label_map(lifting.weights[0], ids), "Objects")
-    return Split(gaussians, objects, ids, confidence, features.numpy(), codebook.numpy())
+    gaussians = {name: value[torch.from_numpy(kept)] for name, value in gaussians.items()}
+    features = features.numpy()[kept] if len(features) else features.numpy()
+    return Split(gaussians, objects, ids[kept], confidence[kept], features, codebook.numpy())
 
 
 def _learn(
