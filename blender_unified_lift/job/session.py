@@ -11,17 +11,18 @@ from pathlib import Path
 
 import bpy
 from bpy.app.handlers import persistent
-from bpy.types import Collection, Scene
+from bpy.types import Collection, Scene, ViewLayer
 
 from unified_lift import protocol
 from unified_lift.protocol import JobError, JobRequest
 
 from ..scene import importer
-from ..scene.objects import JOB_KEY, SURFACE, THING, roots, rows
+from ..scene.objects import JOB_KEY, SURFACE, THING, redraw_views, roots, rows
 from . import process
 from .folders import new_job_dir
 
 POLL_SECONDS = 0.5
+AWAY_SECONDS = 5.0  # between looks for a job folder that is not there: a drive may come back
 START_SECONDS = 30.0  # a worker of another Blender may take this long to show its first sign
 RUNNING, HUNG, FINISHED = "running", "hung", "finished"
 FAILED, CANCELLED, CRASHED = "failed", "cancelled", "crashed"
@@ -108,6 +109,7 @@ def restart(scene: Scene, python: Path) -> Watch:
 def _run(scene: Scene, job_dir: Path, python: Path) -> Watch:
     try:
         (job_dir / protocol.CANCEL_FILE).unlink(missing_ok=True)
+        protocol.end_broken_line(job_dir / protocol.EVENTS_FILE)
         _, offset = protocol.read_events(job_dir)
     except OSError as error:
         raise JobError(protocol.describe_os_error(error, job_dir)) from error
@@ -166,23 +168,29 @@ def poll() -> bool:
     """
     for scene in bpy.data.scenes:
         watch = _watches.get(scene.session_uid)
-        if watch and watch.state in ALIVE:
+        if watch and watch.state in (*ALIVE, MISSING):
             _update(watch)
         if watch and watch.state == FINISHED:
             _import(scene, watch)
-    return any(watch.state in (*ALIVE, FINISHED) for watch in _watches.values())
+    return _any_is(*ALIVE, FINISHED)
+
+
+def _any_is(*states: str) -> bool:
+    """Whether the job of a scene is in one of these states; of a scene that is still there."""
+    watches = (watch_of(scene) for scene in bpy.data.scenes)
+    return any(watch.state in states for watch in watches if watch)
 
 
 def _update(watch: Watch) -> None:
-    if not watch.job_dir.is_dir():
-        watch.state = MISSING
-        watch.message = (
-            f"The job folder {watch.job_dir} is not on this machine. "
-            "Copy it here, or run Segment Scene again."
-        )
-        return
     try:  # an error would end the timer of all jobs
-        _read_folder(watch)
+        if watch.job_dir.is_dir():
+            _read_folder(watch)
+        else:
+            watch.state = MISSING
+            watch.message = (
+                f"The job folder {watch.job_dir} is not on this machine. "
+                "Copy it here, or run Segment Scene again."
+            )
         watch.trouble = ""
     except JobError as error:
         watch.state, watch.message = FAILED, str(error)
@@ -208,7 +216,9 @@ def _read_folder(watch: Watch) -> None:
 
 def _read_event(watch: Watch, event: dict) -> None:
     kind = event["event"]
-    if kind == "stage" and not watch.stopping:
+    if kind == "start":  # what an earlier run of this job told is no longer true
+        watch.warnings, watch.message = [], ""
+    elif kind == "stage" and not watch.stopping:
         watch.stage = event["label"]
     elif kind == "progress":
         watch.fraction = event["fraction"]
@@ -222,10 +232,12 @@ def _read_event(watch: Watch, event: dict) -> None:
 
 
 def _state_name(watch: Watch, state: protocol.JobState) -> str:
-    if state.name in (*ALIVE, FINISHED):
+    if state.name in ALIVE:
         return state.name
     if _may_still_begin(watch, state):
         return RUNNING
+    if state.name == FINISHED:
+        return FINISHED
     if state.name != FAILED and (watch.job_dir / protocol.CANCEL_FILE).exists():
         return CANCELLED
     return _ENDS[state.name]
@@ -259,7 +271,7 @@ def _import(scene: Scene, watch: Watch) -> None:
         watch.message = "Finished. The objects come when you are in Object Mode and nothing renders"
         return
     try:
-        with bpy.context.temp_override(scene=scene, view_layer=scene.view_layers[0]):
+        with bpy.context.temp_override(scene=scene, view_layer=_view_layer(scene)):
             root = importer.import_job(bpy.context, watch.job_dir)
     except JobError as error:
         watch.state, watch.message = FAILED, str(error)
@@ -267,6 +279,12 @@ def _import(scene: Scene, watch: Watch) -> None:
     watch.state, watch.message = IMPORTED, _summary(root)
     scene.pop(JOB_KEY, None)
     bpy.ops.ed.undo_push(message="Import Segmented Scene")
+
+
+def _view_layer(scene: Scene) -> ViewLayer:
+    """The one that the user sees this scene by."""
+    windows = bpy.context.window_manager.windows
+    return next((w.view_layer for w in windows if w.scene == scene), scene.view_layers[0])
 
 
 def _summary(root: Collection) -> str:
@@ -288,12 +306,14 @@ def _wake() -> None:
 
 
 def _tick() -> float | None:
+    was_away = _any_is(MISSING)
     waiting = poll()
-    for window in bpy.context.window_manager.windows:
-        for area in window.screen.areas:
-            if area.type == "VIEW_3D":
-                area.tag_redraw()
-    return POLL_SECONDS if waiting else None
+    is_away = _any_is(MISSING)
+    if waiting or not (was_away and is_away):
+        redraw_views()
+    if waiting:
+        return POLL_SECONDS
+    return AWAY_SECONDS if is_away else None
 
 
 def attach_all() -> None:
@@ -305,7 +325,7 @@ def attach_all() -> None:
 
 def stored_path(holder: Scene | Collection) -> Path:
     """The job folder that a scene or a root collection names, absolute."""
-    return Path(bpy.path.abspath(holder[JOB_KEY]))
+    return Path(os.path.normpath(bpy.path.abspath(holder[JOB_KEY], library=holder.library)))
 
 
 @persistent
@@ -313,6 +333,11 @@ def _on_load(*_: object) -> None:
     _watches.clear()
     _store_paths("")
     attach_all()
+
+
+@persistent
+def _after_undo(*_: object) -> None:
+    _wake()  # it may have brought back a scene whose job nobody watched
 
 
 @persistent
@@ -339,7 +364,7 @@ def _store_paths(path: str, now: str = "") -> None:
     """
     start = os.path.dirname(now) or None
     for holder in (*bpy.data.scenes, *(root for scene in bpy.data.scenes for root in roots(scene))):
-        if JOB_KEY not in holder:
+        if JOB_KEY not in holder or holder.library:  # what is linked is its own file's
             continue
         job_dir = bpy.path.abspath(holder[JOB_KEY], start=start)
         beside = path and Path(job_dir).is_relative_to(Path(path).parent)
@@ -350,6 +375,7 @@ def _store_paths(path: str, now: str = "") -> None:
 
 _HANDLERS = {
     "load_post": _on_load,
+    "undo_post": _after_undo,
     "save_pre": _before_save,
     "save_post": _after_save,
     "save_post_fail": _after_save,

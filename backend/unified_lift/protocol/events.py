@@ -15,7 +15,7 @@ from unified_lift.protocol.files import (
     REQUEST_FILE,
     STATUS_FILE,
     JobError,
-    read_json,
+    parse_json,
 )
 from unified_lift.protocol.lock import is_locked
 
@@ -107,7 +107,11 @@ def _state_name(job_dir: Path, last: dict, age: float) -> str:
 
 def _read_status(job_dir: Path) -> dict:
     path = job_dir / STATUS_FILE
-    status = read_json(path) if path.exists() else {}
+    try:
+        data = path.read_bytes()  # an OSError passes: it may be over when the next poll comes
+    except FileNotFoundError:
+        return {}
+    status = parse_json(data, path)
     return status if isinstance(status.get("t"), float) else {}
 
 

@@ -66,12 +66,19 @@ def read_json(path: Path) -> dict:
         JobError: no such file, or not a JSON object.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        data = Path(path).read_bytes()
     except FileNotFoundError as error:
         name, folder = Path(path).name, Path(path).parent
         raise JobError(f"No {name} in {folder}. Choose the folder that holds it.") from error
     except OSError as error:
         raise JobError(describe_os_error(error, Path(path))) from error
+    return parse_json(data, path)
+
+
+def parse_json(text: bytes, path: Path) -> dict:
+    """A JSON object from the bytes of a file; JobError where they are none."""
+    try:
+        data = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise JobError(f"{path} is damaged: {error}. Copy or write it again.") from error
     if not isinstance(data, dict):
