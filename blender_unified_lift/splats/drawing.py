@@ -76,7 +76,7 @@ def _start_gpu_by_rendering() -> None:
 
 
 class Target:
-    """Two textures to draw into, of the same size.
+    """Two textures to draw into, of the same size. Raises JobError where the GPU has no room.
 
     Attributes:
         size: (width, height).
@@ -86,8 +86,8 @@ class Target:
 
     def __init__(self, size: tuple[int, int], precise: bool = False) -> None:
         self.size = size
-        self.colors = gpu.types.GPUTexture(size, format="RGBA32F" if precise else "RGBA16F")
-        self.marks = gpu.types.GPUTexture(size, format="RGBA32F")
+        self.colors = _new_texture(size, "RGBA32F" if precise else "RGBA16F")
+        self.marks = _new_texture(size, "RGBA32F")
         self.framebuffer = gpu.types.GPUFrameBuffer(color_slots=(self.colors, self.marks))
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
@@ -328,7 +328,17 @@ def _texture(texels: np.ndarray, format: str) -> gpu.types.GPUTexture:
     """A texture of rows of texels."""
     width = min(gpu.capabilities.max_texture_size_get(), len(texels))
     buffer = gpu.types.Buffer("FLOAT", texels.size, texels.reshape(-1))
-    return gpu.types.GPUTexture((width, len(texels) // width), format=format, data=buffer)
+    return _new_texture((width, len(texels) // width), format, data=buffer)
+
+
+def _new_texture(size: tuple[int, int], format: str, **data: object) -> gpu.types.GPUTexture:
+    try:
+        return gpu.types.GPUTexture(size, format=format, **data)
+    except RuntimeError as error:
+        raise JobError(
+            f"The GPU has no room for {size[0]} x {size[1]} pixels ({error}). "
+            "Choose a smaller picture, or delete objects."
+        ) from error
 
 
 def _data_texture(values: np.ndarray, format: str) -> gpu.types.GPUTexture:

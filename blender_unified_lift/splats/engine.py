@@ -14,6 +14,7 @@ from bpy.types import Depsgraph, Object, RenderEngine, Scene
 
 from unified_lift.protocol import JobError
 
+from ..scene.objects import SPLAT_ENGINE
 from . import viewport
 from .clouds import linear_to_srgb, shown_splats, srgb_to_linear
 from .drawing import Renderer, Target
@@ -28,7 +29,7 @@ _FOREIGN = (
 
 
 class UNIFIEDLIFT_RE_splats(RenderEngine):
-    bl_idname = "UNIFIEDLIFT_SPLATS"
+    bl_idname = SPLAT_ENGINE
     bl_label = "Gaussian Splats"
     bl_use_gpu_context = True
     bl_use_preview = False
@@ -46,13 +47,14 @@ class UNIFIEDLIFT_RE_splats(RenderEngine):
         instances = shown_splats(depsgraph)
         if not instances:
             self.report({"WARNING"}, "No splats to render. Check that objects are not disabled")
-        target = Target((width, height), precise=True)
         part = crop(viewpoint, left, bottom, (width, height))
         try:
+            target = Target((width, height), precise=True)
             Renderer().draw(instances, part, target, exact_order=True)
             colors, marks = target.read()
         except (JobError, SystemError) as error:
-            self.error_set(f"Splats cannot be drawn: {error}")
+            self.report({"ERROR"}, f"Splats cannot be drawn: {error}")
+            self.end_result(self.begin_result(0, 0, width, height))  # Blender would crash on none
             return
         self._write(depsgraph, finish_colors(colors, scene), finish_depth(marks))
 
@@ -62,9 +64,7 @@ class UNIFIEDLIFT_RE_splats(RenderEngine):
     def view_draw(self, context, depsgraph):
         background = (*world_color(context.scene), 1.0)
         gpu.state.active_framebuffer_get().clear(color=background)
-        target = viewport.draw_frame(context, depsgraph)
-        if target is not None:
-            viewport.composite(context, target, viewport.SRGB_CURVE, "NONE")
+        viewport.draw_view(context, depsgraph, viewport.SRGB_CURVE, "NONE")
 
     def _write(self, depsgraph: Depsgraph, colors: np.ndarray, depth: np.ndarray) -> None:
         height, width = depth.shape

@@ -232,6 +232,13 @@ def test_without_a_camera_blender_says_so(scene, make_splats, render):
         render()
 
 
+def test_a_picture_too_large_for_the_gpu_is_told(scene, make_splats, render):
+    _add(make_splats(10))
+    scene.render.resolution_x, scene.render.resolution_y = 40000, 8
+    with pytest.raises(RuntimeError, match="The GPU has no room for 40000 x 8 pixels"):
+        render()
+
+
 def test_every_view_layer_renders_its_own(scene, make_splats, tmp_path, render):
     one, two = make_splats(100, seed=1), make_splats(100, seed=2)
     folders = [bpy.data.collections.new(name) for name in ("One", "Two")]
