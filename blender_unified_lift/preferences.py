@@ -3,11 +3,12 @@
 
 import bpy
 from bpy.props import StringProperty
-from bpy.types import AddonPreferences, Context, Operator
+from bpy.types import AddonPreferences, Context, Operator, UILayout
 
 from unified_lift.protocol import JobError
 
 from .job import environment
+from .ui.text import draw_text
 
 
 class UNIFIEDLIFT_Preferences(AddonPreferences):
@@ -31,7 +32,7 @@ class UNIFIEDLIFT_Preferences(AddonPreferences):
         row = layout.row(align=True)
         row.prop(self, "backend_python")
         row.operator("unified_lift.check_backend", text="", icon="FILE_REFRESH")
-        draw_backend_state(layout, self.backend_python)
+        draw_backend_state(layout, context, self.backend_python)
         layout.prop(self, "jobs_dir")
 
 
@@ -50,13 +51,13 @@ class UNIFIEDLIFT_OT_check_backend(Operator):
         return {"FINISHED"}
 
 
-def draw_backend_state(layout: bpy.types.UILayout, preference: str) -> None:
+def draw_backend_state(layout: UILayout, context: Context, preference: str) -> None:
     """What the last check of the backend found."""
     state = environment.last_check(preference)
     if isinstance(state, environment.Backend):
         layout.label(text=f"Backend {state.version} is ready", icon="CHECKMARK")
     elif state is not None:
-        layout.label(text=state, icon="ERROR")
+        draw_text(layout, context, state, "ERROR")
     elif preference:
         layout.label(text="Not checked yet: press the button beside the path", icon="QUESTION")
     else:

@@ -14,6 +14,7 @@ from .schema import OBJECT_ID
 JOB_KEY = "unified_lift_job"  # custom property of a root collection: the job folder
 ISOLATED_KEY = "unified_lift_isolated"  # of an object that `isolate` hid: what was visible of it
 THING, SURFACE, UNASSIGNED = "thing", "surface", "unassigned"  # custom property "kind"
+SPLAT_ENGINE = "UNIFIEDLIFT_SPLATS"  # the render engine
 _IN_VIEWPORT, _IN_RENDER = 1, 2
 
 
@@ -55,8 +56,13 @@ def selected(context: Context) -> list[Object]:
 
 
 def select(context: Context, objects: Iterable[Object], extend: bool = False) -> None:
-    """Select objects, and nothing else unless `extend`; the last one becomes the active one."""
+    """Select objects, and nothing else unless `extend`; the last one becomes the active one.
+
+    Ends Edit Mode: another object cannot become active in it.
+    """
     layer = context.view_layer
+    if context.mode != "OBJECT":
+        bpy.ops.object.mode_set(mode="OBJECT")
     if not extend:
         for obj in list(layer.objects.selected):
             obj.select_set(False, view_layer=layer)
@@ -74,9 +80,8 @@ def delete(context: Context, objects: Iterable[Object]) -> int:
     Returns:
         How many there were.
     """
-    inside = {child for root in roots(context.scene) for child in root.children_recursive}
     doomed = list(objects)
-    folders = {folder for obj in doomed for folder in obj.users_collection} & inside
+    folders = {folder for obj in doomed for folder in _folders(obj)}
     clouds = {obj.data for obj in doomed}
     bpy.data.batch_remove(doomed)
     # By who is left, not by `users`: Separate counts one too many (4.5 to 5.2).
@@ -88,16 +93,27 @@ def delete(context: Context, objects: Iterable[Object]) -> int:
     return len(doomed)
 
 
+def _folders(obj: Object) -> list[Collection]:
+    """The collections of a capture that hold an object, not those that the user put it into."""
+    inside = {
+        child
+        for scene in obj.users_scene
+        for root in roots(scene)
+        for child in root.children_recursive
+    }
+    return [folder for folder in obj.users_collection if folder in inside]
+
+
 def printable(name: str) -> str:
     """A name as Blender takes it: without control characters and undecodable bytes of files."""
     return "".join(filter(str.isprintable, name))
 
 
 def rename(obj: Object, name: str) -> None:
-    """Give an object a name, and the collection that holds nothing else the same."""
+    """Give an object a name, and the collection of its capture that holds nothing else the same."""
     obj.name = name
-    for folder in obj.users_collection:
-        if len(folder.objects) == 1 and JOB_KEY not in folder:
+    for folder in _folders(obj):
+        if len(folder.objects) == 1:
             folder.name = obj.name
 
 
@@ -107,6 +123,14 @@ def rename(obj: Object, name: str) -> None:
 def is_visible(obj: Object, layer: ViewLayer) -> bool:
     """Whether an object is to be seen in the viewport of a view layer."""
     return layer.objects.get(obj.name) == obj and obj.visible_get(view_layer=layer)
+
+
+def redraw_views() -> None:
+    """Draw every 3D viewport of all windows again."""
+    for window in bpy.context.window_manager.windows:
+        for area in window.screen.areas:
+            if area.type == "VIEW_3D":
+                area.tag_redraw()
 
 
 def set_visible(obj: Object, layer: ViewLayer, visible: bool) -> None:

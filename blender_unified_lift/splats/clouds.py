@@ -36,7 +36,7 @@ class Cloud(NamedTuple):
     """The values of one point cloud, in its own frame.
 
     Attributes:
-        stamp: checksum of what the values were made of.
+        stamp: checksum of what the values were made of, but for the harmonics, which take longest.
         means: (N, 3) float32.
         geometry: (N, 4, 4) float32: mean and opacity; covariance xx xy xz yy; yz zz, 1 if
             selected in Edit Mode, 0; raw f_dc.

@@ -98,11 +98,16 @@ class UNIFIEDLIFT_OT_select_box(Operator):
         if event.type in {"ESC", "RIGHTMOUSE"}:
             return self._finish({"CANCELLED"})
         if event.type == "LEFTMOUSE" and event.value == "RELEASE" and self._start:
+            result = self._finish({"FINISHED"})
             self._select(context)
-            return self._finish({"FINISHED"})
+            return result
         if event.type == "LEFTMOUSE" and not self._start:
             self._start = self._end
         return {"RUNNING_MODAL"}
+
+    def cancel(self, context):
+        """Blender ends it: the window is closed, say."""
+        self._finish(set())
 
     def _finish(self, result: set[str]) -> set[str]:
         bpy.types.SpaceView3D.draw_handler_remove(self._handle, "WINDOW")
@@ -221,7 +226,7 @@ def register() -> None:
     keymap = keyconfig.keymaps.new("Object Mode", space_type="EMPTY")
     for toggle in (False, True):
         pick = UNIFIEDLIFT_OT_pick.bl_idname
-        item = keymap.keymap_items.new(pick, "LEFTMOUSE", "CLICK", shift=toggle)
+        item = keymap.keymap_items.new(pick, *_selecting_click(), shift=toggle)
         item.properties.toggle = toggle
         _keys.append((keymap, item))
     box = UNIFIEDLIFT_OT_select_box.bl_idname
@@ -232,6 +237,14 @@ def register() -> None:
             item = keymap.keymap_items.new(box, "LEFTMOUSE", "CLICK_DRAG", **modifiers)
             item.properties.mode = mode
             _keys.append((keymap, item))
+
+
+def _selecting_click() -> tuple[str, str]:
+    """Mouse button and event that select, as the user has chosen in Blender's preferences."""
+    chosen = bpy.context.window_manager.keyconfigs.active.preferences  # None: another keymap
+    if getattr(chosen, "select_mouse", "LEFT") == "RIGHT":
+        return "RIGHTMOUSE", "PRESS"
+    return "LEFTMOUSE", "CLICK"
 
 
 def unregister() -> None:

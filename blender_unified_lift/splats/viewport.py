@@ -19,6 +19,7 @@ from gpu_extras.batch import batch_for_shader
 
 from unified_lift.protocol import JobError
 
+from ..scene.objects import SPLAT_ENGINE, redraw_views
 from . import clouds, drawing
 from .viewpoint import make_viewpoint
 
@@ -30,11 +31,8 @@ OUTLINE_OPACITY = 0.9
 SELECTION_OPACITY = 0.7  # of the theme's colour on splats that are selected in Edit Mode
 
 
-def _redraw_views(settings, context) -> None:
-    for window in context.window_manager.windows:
-        for area in window.screen.areas:
-            if area.type == "VIEW_3D":
-                area.tag_redraw()
+def _on_setting(settings, context) -> None:
+    redraw_views()
 
 
 class UNIFIEDLIFT_PG_splat_view(PropertyGroup):
@@ -42,7 +40,7 @@ class UNIFIEDLIFT_PG_splat_view(PropertyGroup):
         name="Splats",
         description="Draw Gaussian splats in the 3D viewports of this scene",
         default=True,
-        update=_redraw_views,
+        update=_on_setting,
     )
     color: bpy.props.EnumProperty(
         name="Splat Color",
@@ -52,7 +50,7 @@ class UNIFIEDLIFT_PG_splat_view(PropertyGroup):
             ("OBJECT", "Object", "The color of each object, to see what belongs together"),
         ],
         default="CAPTURE",
-        update=_redraw_views,
+        update=_on_setting,
     )
 
 
@@ -176,24 +174,29 @@ def _composite_shader() -> gpu.types.GPUShader:
     return drawing.make_shader("composite_vert.glsl", "composite_frag.glsl", info)
 
 
+def draw_view(context: Context, depsgraph: Depsgraph, gamma: float, depth_test: str) -> None:
+    """Draw the splats into the current region, see `composite`; say once why it cannot be done."""
+    try:
+        target = draw_frame(context, depsgraph)
+    except JobError as error:
+        _log_once(str(error))
+        return
+    if target is not None:
+        composite(context, target, gamma, depth_test)
+
+
 def _draw_view() -> None:
     """POST_VIEW handler."""
     context = bpy.context
     if not context.scene.unified_lift_splats.show or _is_drawn_by_engine(context):
         return
-    try:
-        target = draw_frame(context, context.evaluated_depsgraph_get())
-    except JobError as error:
-        _log_once(str(error))
-        return
-    if target is not None:
-        composite(context, target, VIEWPORT_GAMMA, "LESS_EQUAL")
+    draw_view(context, context.evaluated_depsgraph_get(), VIEWPORT_GAMMA, "LESS_EQUAL")
 
 
 def _is_drawn_by_engine(context: Context) -> bool:
     return (
         context.space_data.shading.type == "RENDERED"
-        and context.scene.render.engine == "UNIFIEDLIFT_SPLATS"
+        and context.scene.render.engine == SPLAT_ENGINE
     )
 
 

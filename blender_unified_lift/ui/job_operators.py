@@ -21,6 +21,8 @@ def why_not_segment(context: Context) -> str:
     watch = session.watch_of(context.scene)
     if watch and watch.state in session.ALIVE:
         return "A job is running for this scene"
+    if watch and watch.state == session.FINISHED:
+        return "A result waits for its import: switch to Object Mode"
     if not preferences.get(context).backend_python:
         return "Set the Backend Python in the preferences"
     if not context.scene.unified_lift.capture_dir:
@@ -78,6 +80,15 @@ class UNIFIEDLIFT_OT_cancel(_OnJob, Operator):
     bl_label = "Cancel"
     bl_description = "Stop the job of this scene. What it has written stays in its folder"
     states, reason = session.ALIVE, "No job is running for this scene"
+
+    def invoke(self, context, event):
+        return context.window_manager.invoke_confirm(
+            self,
+            event,
+            title="Cancel the job?",
+            message="Splats that are still in training are lost. Trained ones are kept",
+            confirm_text="Cancel Job",
+        )
 
     def execute(self, context):
         try:

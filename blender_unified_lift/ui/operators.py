@@ -7,14 +7,15 @@ from bpy.types import Operator, Scene
 
 from ..scene import cameras, objects, schema
 
-SPLAT_ENGINE = "UNIFIEDLIFT_SPLATS"
-
 
 class _OnSelected:
     """Poll of an operator that works on the selected objects of a capture."""
 
     @classmethod
     def poll(cls, context):
+        if context.mode != "OBJECT":
+            cls.poll_message_set("Switch to Object Mode first")
+            return False
         if not objects.selected(context):
             cls.poll_message_set("Select an object of a segmented scene first")
             return False
@@ -202,13 +203,13 @@ class UNIFIEDLIFT_OT_render_isolated(_OnSelected, Operator):
 def renders_splats(scene: Scene) -> bool:
     """Whether the scene's engine draws splats: ours, or any where Blender knows them itself."""
     native = any(schema.is_native(obj.data) for obj in objects.parts(scene))
-    return native or scene.render.engine == SPLAT_ENGINE
+    return native or scene.render.engine == objects.SPLAT_ENGINE
 
 
 def set_up_render(scene: Scene) -> None:
     """Let F12 give the objects with the colours that they were trained with."""
     if not renders_splats(scene):
-        scene.render.engine = SPLAT_ENGINE
+        scene.render.engine = objects.SPLAT_ENGINE
     scene.view_settings.view_transform = "Standard"
     scene.view_settings.look = "None"
 

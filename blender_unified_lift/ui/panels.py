@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The tab "Unified Lift" of the 3D viewport's sidebar. Draws only: nothing is changed here."""
 
-import re
-import textwrap
 from pathlib import Path
 
 import bpy
@@ -16,13 +14,11 @@ from ..scene import cameras, objects
 from .job_operators import why_not_segment
 from .operators import renders_splats
 from .properties import FOLDER, SAM
+from .text import draw_text
 
 KIND_ICONS = {"thing": "MESH_CUBE", "surface": "MESH_PLANE", "unassigned": "QUESTION"}
 PREVIEW_SCALE = 5.5
 MAX_PREVIEWS = 8  # pictures kept in memory
-LETTER_WIDTH = 6.8  # pixels of Blender's interface font on average, at scale 1
-BORDER_WIDTH = 64  # pixels of icon and margins beside a text
-_WORD_END = re.compile(r"(\s+|(?<=[^\s/\\])(?=[/\\]))")
 _END_ICONS = {
     session.FINISHED: "TIME",
     session.IMPORTED: "CHECKMARK",
@@ -155,9 +151,10 @@ def _draw_end(layout: UILayout, context: Context, watch: Watch) -> None:
     if watch.state != session.FINISHED:
         row.operator("unified_lift.forget", text="", icon="X", emboss=False)
     _draw_warnings(box, context, watch)
-    if watch.state in (session.CRASHED, session.FAILED):
+    if watch.state in (session.CRASHED, session.FAILED, session.CANCELLED):
         buttons = box.row(align=True)
-        buttons.operator("unified_lift.resume", icon="PLAY")
+        if watch.state != session.CANCELLED:
+            buttons.operator("unified_lift.resume", icon="PLAY")
         buttons.operator("unified_lift.restart", icon="FILE_REFRESH")
         buttons.operator("unified_lift.open_log", text="Log", icon="TEXT")
     filled = [root for root in objects.roots(context.scene) if objects.rows(root)]
@@ -167,31 +164,6 @@ def _draw_end(layout: UILayout, context: Context, watch: Watch) -> None:
         buttons.operator_context = "EXEC_DEFAULT"
         again = buttons.operator("unified_lift.import_job", text="Import Again", icon="IMPORT")
         again.directory = str(watch.job_dir)
-
-
-def draw_text(layout: UILayout, context: Context, text: str, icon: str, taken: int = 0) -> None:
-    """A text of any length, in as many lines as the region needs for it.
-
-    Args:
-        layout: where to draw.
-        context: of the panel.
-        text: what to draw.
-        icon: before the first line.
-        taken: pixels of the line that other things need.
-    """
-    scale = context.preferences.system.ui_scale
-    width = context.region.width / scale - BORDER_WIDTH - taken
-    column = layout.column(align=True)
-    column.scale_y = 0.8
-    for number, line in enumerate(wrapped(text, int(width / LETTER_WIDTH))):
-        column.label(text=line, icon="BLANK1" if number else icon)
-
-
-def wrapped(text: str, width: int) -> list[str]:
-    """Lines of at most `width` letters; paths go on with a slash, longer words are cut."""
-    wrapper = textwrap.TextWrapper(max(width, 10), break_on_hyphens=False)
-    wrapper.wordsep_simple_re = _WORD_END
-    return wrapper.wrap(text) or [""]
 
 
 class UNIFIEDLIFT_PT_advanced(_Tab, Panel):

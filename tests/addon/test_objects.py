@@ -266,6 +266,31 @@ def test_renaming_a_row_renames_object_and_collection(segmented):
     assert "Vase" in segmented.children and "Object 001" not in segmented.children
 
 
+def test_renaming_leaves_collections_of_the_user_alone(segmented):
+    from blender_unified_lift.scene import objects
+
+    obj, scene = bpy.data.objects["Object 001"], bpy.context.scene
+    props = bpy.data.collections.new("Props")
+    scene.collection.children.link(props)
+    props.objects.link(obj)
+    obj.unified_lift_name = "Vase"
+    assert props.name == "Props" and "Vase" in bpy.data.collections
+    for folder in obj.users_collection:
+        folder.objects.unlink(obj)
+    scene.collection.objects.link(obj)  # whose name cannot be changed
+    objects.rename(obj, "Jug")
+    assert obj.name == "Jug"
+
+
+def test_clicking_a_row_in_edit_mode_ends_it(segmented):
+    select("Object 001")
+    bpy.ops.object.mode_set(mode="EDIT")
+    assert not bpy.ops.unified_lift.delete.poll(), "what is selected are splats"
+    bpy.context.scene.unified_lift.active_row = row_of(segmented, "Object 002")
+    assert bpy.context.mode == "OBJECT" and bpy.data.objects["Object 001"].mode == "OBJECT"
+    assert selected() == ["Object 002"]
+
+
 def test_the_capture_at_work_is_the_one_of_the_active_object(segmented, finished_job):
     from blender_unified_lift.scene import objects
 

@@ -216,7 +216,8 @@ assert not hasattr(bpy.types, "UNIFIEDLIFT_PT_no_contract")
 
 
 def test_long_texts_are_wrapped():
-    from blender_unified_lift.ui.panels import time_left, wrapped
+    from blender_unified_lift.ui.panels import time_left
+    from blender_unified_lift.ui.text import wrapped
 
     assert wrapped("one two three", 8) == ["one two", "three"]
     path = "No /home/me/photos/of_a_very_long_name"
