@@ -85,9 +85,9 @@ class UNIFIEDLIFT_OT_cancel(_OnJob, Operator):
         return context.window_manager.invoke_confirm(
             self,
             event,
-            title="Cancel the job?",
+            title="Stop the job?",
             message="Splats that are still in training are lost. Trained ones are kept",
-            confirm_text="Cancel Job",
+            confirm_text="Stop Job",
         )
 
     def execute(self, context):
