@@ -7,11 +7,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import bpy
-from bpy.types import Collection, Context, LayerCollection, Object, Scene, ViewLayer
+from bpy.types import (
+    Collection,
+    Context,
+    Depsgraph,
+    DepsgraphObjectInstance,
+    LayerCollection,
+    Object,
+    Scene,
+    ViewLayer,
+)
 
-from .schema import OBJECT_ID
+from .schema import OBJECT_ID, is_splats
 
 JOB_KEY = "unified_lift_job"  # custom property of a root collection: the job folder
+ORIGIN_KEY = "unified_lift_origin"  # of the Empty whose frame is the capture's
 ISOLATED_KEY = "unified_lift_isolated"  # of an object that `isolate` hid: what was visible of it
 THING, SURFACE, UNASSIGNED = "thing", "surface", "unassigned"  # custom property "kind"
 _IN_VIEWPORT, _IN_RENDER = 1, 2
@@ -107,6 +117,16 @@ def rename(obj: Object, name: str) -> None:
 def is_visible(obj: Object, layer: ViewLayer) -> bool:
     """Whether an object is to be seen in the viewport of a view layer."""
     return layer.objects.get(obj.name) == obj and obj.visible_get(view_layer=layer)
+
+
+def splat_instances(depsgraph: Depsgraph) -> Iterator[tuple[DepsgraphObjectInstance, Object]]:
+    """What an evaluated scene shows of splats, valid until the next one is asked for.
+
+    Each comes with its owner, which a click selects: the object itself, or what instances it.
+    """
+    for instance in depsgraph.object_instances:
+        if instance.show_self and is_splats(instance.object):
+            yield instance, (instance.parent if instance.is_instance else instance.object).original
 
 
 def set_visible(obj: Object, layer: ViewLayer, visible: bool) -> None:
