@@ -23,7 +23,7 @@ from unified_lift.protocol import (
 )
 
 from . import cameras, schema
-from .objects import JOB_KEY, SURFACE, THING, UNASSIGNED, printable
+from .objects import JOB_KEY, ORIGIN_KEY, SURFACE, THING, UNASSIGNED, printable
 
 ORIGIN = "Capture"
 MANY_CAMERAS = 24  # more than this are hidden at first: they would cover the scene
@@ -166,6 +166,7 @@ def _make_origin(result: Result, root: Collection) -> Object:
     """The Empty above all: it turns the capture's axes into Blender's."""
     origin = bpy.data.objects.new(ORIGIN, None)
     origin.matrix_world = Matrix(result.capture.world_to_blender)
+    origin[ORIGIN_KEY] = True
     root.objects.link(origin)
     return origin
 

@@ -7,11 +7,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import bpy
-from bpy.types import Collection, Context, LayerCollection, Object, Scene, ViewLayer
+from bpy.types import (
+    Collection,
+    Context,
+    Depsgraph,
+    DepsgraphObjectInstance,
+    LayerCollection,
+    Object,
+    Scene,
+    ViewLayer,
+)
 
-from .schema import OBJECT_ID
+from .schema import OBJECT_ID, is_splats
 
 JOB_KEY = "unified_lift_job"  # custom property of a root collection: the job folder
+ORIGIN_KEY = "unified_lift_origin"  # of the Empty whose frame is the capture's
 ISOLATED_KEY = "unified_lift_isolated"  # of an object that `isolate` hid: what was visible of it
 THING, SURFACE, UNASSIGNED = "thing", "surface", "unassigned"  # custom property "kind"
 SPLAT_ENGINE = "UNIFIEDLIFT_SPLATS"  # the render engine
@@ -131,6 +141,16 @@ def redraw_views() -> None:
         for area in window.screen.areas:
             if area.type == "VIEW_3D":
                 area.tag_redraw()
+
+
+def splat_instances(depsgraph: Depsgraph) -> Iterator[tuple[DepsgraphObjectInstance, Object]]:
+    """What an evaluated scene shows of splats, valid until the next one is asked for.
+
+    Each comes with its owner, which a click selects: the object itself, or what instances it.
+    """
+    for instance in depsgraph.object_instances:
+        if instance.show_self and is_splats(instance.object):
+            yield instance, (instance.parent if instance.is_instance else instance.object).original
 
 
 def set_visible(obj: Object, layer: ViewLayer, visible: bool) -> None:

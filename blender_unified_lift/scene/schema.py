@@ -30,6 +30,7 @@ OBJECT_ID = "object_id"  # custom property of the object, not of its points
 _NATIVE_TYPE = "GAUSSIAN_SPLAT"
 _VALUE_NAMES = {"FLOAT_VECTOR": "vector", "FLOAT4": "vector", "FLOAT_COLOR": "color"}
 _WIDTHS = {"FLOAT": 1, "FLOAT_VECTOR": 3, "FLOAT4": 4, "FLOAT_COLOR": 4, "QUATERNION": 4}
+_NEEDED = {BASE: 4, SCALE: 3, ROTATION: 4, POSITION: 3}  # splats are what has these
 _UNIT_TOLERANCE = 1e-6  # quaternions this close to unit length keep their bits
 _ALPHA_MIN = float(np.finfo(np.float32).tiny)  # these two keep logits finite
 _ALPHA_MAX = 1 - 2.0**-25  # half a float32 step below 1
@@ -85,10 +86,13 @@ def read_splats(cloud: bpy.types.PointCloud) -> Splats:
 
 def is_splats(obj: bpy.types.Object) -> bool:
     """Whether an object is a point cloud with the attributes of Gaussian splats."""
-    if obj.type != "POINTCLOUD":
-        return False
-    attributes = obj.data.attributes
-    return all(name in attributes for name in (BASE, SCALE, ROTATION, POSITION))
+    return obj.type == "POINTCLOUD" and not lacking(obj.data)
+
+
+def lacking(cloud: bpy.types.PointCloud) -> list[str]:
+    """The attributes of splats that a point cloud has not, or not of that width."""
+    kinds = {name: getattr(cloud.attributes.get(name), "data_type", None) for name in _NEEDED}
+    return [name for name, width in _NEEDED.items() if _WIDTHS.get(kinds[name]) != width]
 
 
 def is_native(cloud: bpy.types.PointCloud) -> bool:

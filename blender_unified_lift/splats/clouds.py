@@ -9,7 +9,8 @@ from typing import NamedTuple
 import bpy
 import numpy as np
 
-from ..scene import schema
+from ..scene import objects, schema
+from ..scene.transform import rotation_matrices
 
 
 class SplatInstance(NamedTuple):
@@ -65,11 +66,10 @@ def shown_splats(
     if space is not None and not space.show_object_viewport_pointcloud:
         return []
     found = []
-    for instance in depsgraph.object_instances:
+    for instance, owner in objects.splat_instances(depsgraph):
         obj = instance.object
-        if not instance.show_self or not schema.is_splats(obj) or schema.is_native(obj.data):
+        if schema.is_native(obj.data):
             continue
-        owner = (instance.parent if instance.is_instance else obj).original
         if space is not None and not owner.visible_in_viewport_get(space):
             continue
         matrix = np.array(instance.matrix_world, np.float64)
@@ -137,13 +137,5 @@ def srgb_to_linear(values: np.ndarray) -> np.ndarray:
 
 def _covariances(scales: np.ndarray, quats: np.ndarray) -> np.ndarray:
     """(N, 3, 3) float32 from linear scales and w x y z quaternions of any length."""
-    quats = quats / np.maximum(np.linalg.norm(quats, axis=1, keepdims=True), 1e-12)
-    w, x, y, z = quats.T
-    rows = (
-        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-    )
-    rotations = np.stack([np.stack(row, 1) for row in rows], 1)
-    stretched = rotations * scales[:, None, :]
+    stretched = rotation_matrices(quats) * scales[:, None, :]
     return stretched @ stretched.transpose(0, 2, 1)

@@ -264,6 +264,7 @@ def _draw_object_buttons(layout: UILayout, context: Context) -> None:
     grid.operator("unified_lift.show_all", icon="HIDE_OFF")
     grid.operator("unified_lift.render_isolated", icon="RENDER_STILL")
     grid.operator("unified_lift.delete", icon="TRASH")
+    layout.operator("unified_lift.export_splats", icon="EXPORT")
 
 
 class UNIFIEDLIFT_PT_render(_Tab, Panel):

@@ -87,6 +87,13 @@ def test_a_full_disk_leaves_no_empty_folder(tmp_path):
     assert not (tmp_path / "job").exists()
 
 
+def test_what_cannot_take_its_name_leaves_nothing(tmp_path):
+    (tmp_path / "scene.ply").mkdir()
+    with pytest.raises(OSError):
+        protocol.write_whole(tmp_path / "scene.ply", b"ply")
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.ply"]
+
+
 @pytest.mark.parametrize(
     "content, words",
     [

@@ -40,10 +40,10 @@ def write_whole(path: Path, *parts: bytes) -> None:
     try:
         with open(partial, "wb") as file:
             file.writelines(parts)
+        _replace(partial, path)
     except OSError:
         partial.unlink(missing_ok=True)  # on a full disk others need the room
         raise
-    _replace(partial, path)
 
 
 def _replace(source: Path, target: Path) -> None:
