@@ -14,12 +14,13 @@ def _modules() -> tuple[ModuleType, ...]:
     from . import preferences
     from .job import session
     from .splats import engine, picking, viewport
-    from .ui import export, job_operators, operators, panels, properties
+    from .ui import export, job_operators, operators, panels, pieces, properties
 
     return (
         preferences,
         properties,
         operators,
+        pieces,
         export,
         job_operators,
         panels,

@@ -17,7 +17,15 @@ from unified_lift import protocol
 from unified_lift.protocol import JobError, JobRequest
 
 from ..scene import importer
-from ..scene.objects import JOB_KEY, SURFACE, THING, redraw_views, roots, rows
+from ..scene.objects import (
+    JOB_KEY,
+    SURFACE,
+    THING,
+    redraw_views,
+    roots,
+    rows,
+    switch_off_earlier,
+)
 from . import process
 from .folders import new_job_dir
 
@@ -262,7 +270,9 @@ def _last_words(watch: Watch) -> str:
     if watch.state == CANCELLED:
         return "Cancelled"
     lines = process.last_log_lines(watch.job_dir, 1)
-    return "The backend stopped unexpectedly" + (f": {lines[0]}" if lines else "")
+    if lines and not lines[0].startswith("Warning: "):  # which stopped nothing
+        return f"The backend stopped unexpectedly: {lines[0]}"
+    return "The backend was ended from outside, or memory ran out. Press Resume"
 
 
 def _import(scene: Scene, watch: Watch) -> None:
@@ -273,10 +283,13 @@ def _import(scene: Scene, watch: Watch) -> None:
     try:
         with bpy.context.temp_override(scene=scene, view_layer=_view_layer(scene)):
             root = importer.import_job(bpy.context, watch.job_dir)
+            replaced = switch_off_earlier(bpy.context, root)
     except JobError as error:
         watch.state, watch.message = FAILED, str(error)
         return
     watch.state, watch.message = IMPORTED, _summary(root)
+    if replaced:
+        watch.message += ". The earlier result is switched off in the Outliner"
     scene.pop(JOB_KEY, None)
     bpy.ops.ed.undo_push(message="Import Segmented Scene")
 

@@ -82,7 +82,7 @@ def _add_photo(data: bpy.types.Camera, path: Path) -> None:
     # another machine, or the photos have moved: the camera serves without
     if not os.path.isfile(path) or not os.access(path, os.R_OK):
         return
-    data.show_background_images = True
+    data.show_background_images = False  # it would show what is hidden or isolated
     background = data.background_images.new()
     background.image = bpy.data.images.load(str(path), check_existing=True)
     background.frame_method = "STRETCH"

@@ -23,7 +23,7 @@ from unified_lift.protocol import (
 )
 
 from . import cameras, schema
-from .objects import JOB_KEY, ORIGIN_KEY, SURFACE, THING, UNASSIGNED, printable
+from .objects import CAPTURE_KEY, JOB_KEY, ORIGIN_KEY, SURFACE, THING, UNASSIGNED, printable
 
 ORIGIN = "Capture"
 MANY_CAMERAS = 24  # more than this are hidden at first: they would cover the scene
@@ -147,6 +147,7 @@ def import_job(context: Context, job_dir: Path) -> Collection:
     result = read_result(job_dir)
     root = bpy.data.collections.new(printable(result.capture.root.name))
     root[JOB_KEY] = str(result.job_dir.absolute())
+    root[CAPTURE_KEY] = str(result.capture.root)
     context.scene.collection.children.link(root)
     origin = _make_origin(result, root)
     for entry in result.entries:

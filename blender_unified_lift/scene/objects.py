@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import bpy
+import numpy as np
 from bpy.types import (
     Collection,
     Context,
@@ -17,10 +18,15 @@ from bpy.types import (
     Scene,
     ViewLayer,
 )
+from mathutils import Matrix
 
-from .schema import OBJECT_ID, is_splats
+from unified_lift.protocol import JobError
+
+from .schema import OBJECT_ID, is_splats, read_splats, write_splats
+from .transform import transformed
 
 JOB_KEY = "unified_lift_job"  # custom property of a root collection: the job folder
+CAPTURE_KEY = "unified_lift_capture"  # likewise: the folder of its photos
 ORIGIN_KEY = "unified_lift_origin"  # of the Empty whose frame is the capture's
 ISOLATED_KEY = "unified_lift_isolated"  # of an object that `isolate` hid: what was visible of it
 THING, SURFACE, UNASSIGNED = "thing", "surface", "unassigned"  # custom property "kind"
@@ -97,7 +103,7 @@ def delete(context: Context, objects: Iterable[Object]) -> int:
     # By who is left, not by `users`: Separate counts one too many (4.5 to 5.2).
     clouds = {cloud for cloud in clouds if not cloud.use_fake_user}
     bpy.data.batch_remove(clouds - {obj.data for obj in bpy.data.objects})
-    bpy.data.batch_remove([item for item in folders if not item.objects and not item.children])
+    _remove_empty(folders)
     if not any(is_visible(obj, context.view_layer) for obj in parts(context.scene)):
         leave_isolation(context)
     return len(doomed)
@@ -105,13 +111,67 @@ def delete(context: Context, objects: Iterable[Object]) -> int:
 
 def _folders(obj: Object) -> list[Collection]:
     """The collections of a capture that hold an object, not those that the user put it into."""
-    inside = {
-        child
-        for scene in obj.users_scene
-        for root in roots(scene)
-        for child in root.children_recursive
-    }
+    inside = [item for item in _captures(obj) if JOB_KEY not in item]
     return [folder for folder in obj.users_collection if folder in inside]
+
+
+def _captures(obj: Object) -> list[Collection]:
+    """All collections of the captures in the object's scenes, each root before what it holds."""
+    found = [root for scene in obj.users_scene for root in roots(scene)]
+    return [item for root in found for item in (root, *root.children_recursive)]
+
+
+def _remove_empty(folders: Iterable[Collection]) -> None:
+    bpy.data.batch_remove([item for item in folders if not item.objects and not item.children])
+
+
+def join(context: Context) -> None:
+    """Let the active object take in the other selected splats, with their collections.
+
+    Blender's own Join moves points but turns no splat: so first each piece gets the axes of the
+    object that takes it in, and its splats are turned and scaled instead.
+
+    Raises:
+        JobError: the active object has a scale of 0, so that it has no axes.
+    """
+    layer = context.view_layer
+    whole = layer.objects.active
+    axes = np.array(whole.matrix_world.to_3x3())
+    if not np.linalg.det(axes):
+        raise JobError(f"{whole.name} has a scale of 0. Give it another one, then join.")
+    pieces = [obj for obj in layer.objects.selected if is_splats(obj) and obj != whole]
+    folders = {folder for obj in pieces for folder in _folders(obj)}
+    for obj in pieces:
+        linear = np.eye(4)
+        linear[:3, :3] = np.linalg.inv(axes) @ np.array(obj.matrix_world.to_3x3())
+        if np.allclose(linear, np.eye(4), atol=1e-6):
+            continue
+        obj.data = obj.data.copy()  # another object may use it
+        write_splats(obj.data, transformed(read_splats(obj.data), linear))
+        place = Matrix.Translation(obj.matrix_world.translation)
+        obj.matrix_world = place @ whole.matrix_world.to_3x3().to_4x4()
+    bpy.ops.object.join()
+    _remove_empty(folders)
+
+
+def separate(context: Context) -> list[Object]:
+    """Make an object of the splats selected in Edit Mode, in a collection of its own.
+
+    Returns:
+        The new objects; none where nothing is selected.
+    """
+    before = set(context.view_layer.objects)
+    bpy.ops.pointcloud.separate()
+    made = [obj for obj in context.view_layer.objects if obj not in before]
+    for obj in made:
+        for folder in _folders(obj):
+            above = next(item for item in _captures(obj) if folder.name in item.children)
+            own = bpy.data.collections.new(obj.name)
+            own.color_tag = folder.color_tag
+            above.children.link(own)
+            own.objects.link(obj)
+            folder.objects.unlink(obj)
+    return made
 
 
 def printable(name: str) -> str:
@@ -205,10 +265,16 @@ def leave_isolation(context: Context) -> None:
 
 
 def show_all(context: Context) -> None:
-    """Show every part, in viewport and render."""
-    for obj in parts(context.scene):
+    """Show every part, in viewport and render; but of no capture that is switched off whole."""
+    layer = context.view_layer
+    shown = [
+        root
+        for root in roots(context.scene)
+        if not layer_path(layer.layer_collection, root)[-1].exclude
+    ]
+    for obj in (obj for root in shown for _, obj in rows(root)):
         obj.pop(ISOLATED_KEY, None)
-        set_visible(obj, context.view_layer, True)
+        set_visible(obj, layer, True)
         obj.hide_render = False
         for folder in obj.users_collection:
             folder.hide_render = False
@@ -231,6 +297,23 @@ def alone_in_render(scene: Scene, kept: Iterable[Object]) -> Iterator[None]:
         for item, was_hidden in before.items():
             item.hide_render = was_hidden
         scene.render.film_transparent = was_transparent
+
+
+def switch_off_earlier(context: Context, latest: Collection) -> bool:
+    """Exclude other results of a capture from the view layer: they would lie in the same place.
+
+    Returns:
+        Whether there were any.
+    """
+    top = context.view_layer.layer_collection
+    earlier = [
+        layer_path(top, root)[-1]
+        for root in roots(context.scene)
+        if root != latest and root.get(CAPTURE_KEY) == latest[CAPTURE_KEY]
+    ]
+    for item in earlier:
+        item.exclude = True
+    return bool(earlier)
 
 
 def layer_path(top: LayerCollection, folder: Collection) -> list[LayerCollection]:

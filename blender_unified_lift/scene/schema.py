@@ -44,7 +44,16 @@ def make_splat_object(name: str, splats: Splats) -> bpy.types.Object:
         splats: any number of Gaussians; `object_ids` is not stored, it belongs on the object.
     """
     obj = _new_pointcloud_object(name, len(splats))
-    cloud = obj.data
+    write_splats(obj.data, splats)
+    if "type" in bpy.types.PointCloud.bl_rna.properties:
+        obj.data.type = _NATIVE_TYPE
+    else:
+        write_values(obj.data, RADIUS, "FLOAT", np.zeros(len(splats), np.float32))
+    return obj
+
+
+def write_splats(cloud: bpy.types.PointCloud, splats: Splats) -> None:
+    """Write all but the ids into a point cloud of as many points."""
     write_values(cloud, POSITION, "FLOAT_VECTOR", splats.means)
     write_values(cloud, SCALE, "FLOAT_VECTOR", np.exp(splats.scales))
     write_values(cloud, ROTATION, "QUATERNION", _unit_quats(splats.quats))
@@ -53,11 +62,6 @@ def make_splat_object(name: str, splats: Splats) -> bpy.types.Object:
     for k in range(splats.shN.shape[1]):
         write_values(cloud, f"{SH_PREFIX}{k}", "FLOAT_VECTOR", splats.shN[:, k])
     write_values(cloud, CONFIDENCE, "FLOAT", splats.confidence)
-    if "type" in bpy.types.PointCloud.bl_rna.properties:
-        cloud.type = _NATIVE_TYPE
-    else:
-        write_values(cloud, RADIUS, "FLOAT", np.zeros(len(splats), np.float32))
-    return obj
 
 
 def read_splats(cloud: bpy.types.PointCloud) -> Splats:

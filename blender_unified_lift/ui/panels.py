@@ -254,7 +254,8 @@ class UNIFIEDLIFT_PT_objects(_Tab, Panel):
 
 def _draw_object_buttons(layout: UILayout, context: Context) -> None:
     if context.mode == "EDIT_POINTCLOUD":  # what is selected now are splats
-        layout.operator("pointcloud.separate", text="Separate Selected Splats", icon="UV_ISLANDSEL")
+        text = "Separate Selected Splats"
+        layout.operator("unified_lift.separate", text=text, icon="UV_ISLANDSEL")
         return
     grid = layout.grid_flow(columns=2, even_columns=True, row_major=True, align=True)
     if objects.is_isolated(context.scene):
@@ -264,7 +265,8 @@ def _draw_object_buttons(layout: UILayout, context: Context) -> None:
     grid.operator("unified_lift.show_all", icon="HIDE_OFF")
     grid.operator("unified_lift.render_isolated", icon="RENDER_STILL")
     grid.operator("unified_lift.delete", icon="TRASH")
-    layout.operator("unified_lift.export_splats", icon="EXPORT")
+    grid.operator("unified_lift.join", icon="AUTOMERGE_ON")
+    grid.operator("unified_lift.export_splats", icon="EXPORT")
 
 
 class UNIFIEDLIFT_PT_render(_Tab, Panel):

@@ -248,7 +248,7 @@ def test_a_killed_worker_is_offered_to_resume(running):
     os.killpg(running.worker.pid, signal.SIGKILL)
     running.worker.wait()
     watch = wait(ended)
-    assert watch.state == "crashed" and "stopped unexpectedly" in watch.message
+    assert watch.state == "crashed" and "ended from outside" in watch.message
     assert bpy.ops.unified_lift.resume() == {"FINISHED"}
     again = wait(lambda watch: watch.fraction > 0 or ended(watch))
     assert again.state == "running" and again.job_dir == running.job_dir
@@ -269,7 +269,19 @@ def test_an_end_is_told_without_a_log(addon, finished_job):
     (finished_job / protocol.LOG_FILE).mkdir()  # cannot be read as a file
     session.attach(bpy.context.scene, finished_job)
     watch = wait(ended)
-    assert (watch.state, watch.message) == ("crashed", "The backend stopped unexpectedly")
+    assert watch.state == "crashed" and "ended from outside" in watch.message
+
+
+def test_a_warning_is_no_reason_for_an_end(addon, finished_job):
+    from blender_unified_lift.job import session
+
+    with JobLock(finished_job), protocol.JobReport(finished_job) as report:
+        report.warning("A photo is missing.")
+    (finished_job / protocol.LOG_FILE).write_text("Warning: A photo is missing.\n")
+    session.attach(bpy.context.scene, finished_job)
+    watch = wait(ended)
+    assert watch.state == "crashed" and "missing" not in watch.message
+    assert watch.warnings == ["A photo is missing."]
 
 
 def test_a_worker_that_cannot_start_is_told_with_its_last_words(addon, tmp_path):

@@ -3,6 +3,10 @@ import bpy
 import numpy as np
 import pytest
 
+from blender_unified_lift.scene import schema
+from blender_unified_lift.scene.transform import rotation_matrices
+from unified_lift.ply import read_ply
+
 THINGS = ["Object 001", "Object 002"]
 ALL = [*THINGS, "Surface 001", "Unassigned"]
 
@@ -46,7 +50,7 @@ def test_the_active_row_follows_the_selection(segmented):
 
 
 def test_blenders_join_makes_one_object_of_pieces(segmented):
-    from blender_unified_lift.scene import objects, schema
+    from blender_unified_lift.scene import objects
 
     def in_world(name: str) -> dict:
         obj = bpy.data.objects[name]
@@ -63,8 +67,73 @@ def test_blenders_join_makes_one_object_of_pieces(segmented):
         np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_join_keeps_the_look_of_turned_and_stretched_pieces(segmented, tmp_path, shared):
+    from blender_unified_lift.scene import objects
+
+    whole, piece = (bpy.data.objects[name] for name in ("Object 002", "Object 001"))
+    whole.rotation_euler, whole.scale = (0.3, -0.2, 1), (1.5, 1.5, 1.5)
+    piece.rotation_euler, piece.location.x = (1, 0.5, -2), 2.0
+    piece.scale = (0.5, 0.5, 0.5)
+    copy = piece.copy() if shared else None
+    before = None if copy is None else vars(schema.read_splats(piece.data))
+    select("Object 001", "Object 002")
+    expected = exported(tmp_path)
+    assert bpy.ops.unified_lift.join() == {"FINISHED"}
+    assert [obj.name for _, obj in objects.rows(segmented)].count("Object 002") == 1
+    assert "Object 001" not in bpy.data.collections, "an empty collection is left"
+    for name, values in exported(tmp_path).items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-3, atol=2e-4, err_msg=name)
+    if copy:  # keeps its splats as they were
+        for name, values in vars(schema.read_splats(copy.data)).items():
+            np.testing.assert_array_equal(values, before[name], err_msg=name)
+
+
+def exported(tmp_path) -> dict:
+    """What leaves Blender of the selected objects, in the order of the means."""
+    bpy.ops.unified_lift.export_splats(filepath=str(tmp_path / "out.ply"), selected_only=True)
+    splats = read_ply(tmp_path / "out.ply")
+    order = np.argsort(splats.means[:, 0])
+    stretched = rotation_matrices(splats.quats) * np.exp(splats.scales)[:, None]
+    values = {"covariances": stretched @ stretched.transpose(0, 2, 1)}
+    values |= {name: getattr(splats, name) for name in ("means", "opacities", "sh0", "shN")}
+    return {name: array[order] for name, array in values.items()}
+
+
+def test_join_of_an_object_without_axes_is_refused(segmented):
+    bpy.data.objects["Object 002"].scale.x = 0
+    select("Object 001", "Object 002")
+    with pytest.raises(RuntimeError, match="Object 002 has a scale of 0"):
+        bpy.ops.unified_lift.join()
+    assert "Object 001" in bpy.data.objects
+
+
+def test_join_is_undone(segmented):
+    select(*THINGS)
+    bpy.ops.unified_lift.join("EXEC_DEFAULT", True)
+    assert "Object 001" not in bpy.data.objects
+    bpy.ops.ed.undo()
+    assert {"Object 001", "Object 002"} <= {obj.name for obj in bpy.context.scene.objects}
+    assert len(bpy.data.objects["Object 001"].data.points) == 20
+
+
+def test_separate_makes_a_collection_of_the_same_colour(segmented):
+    obj = bpy.data.objects["Object 002"]
+    select(obj.name)
+    bpy.ops.object.mode_set(mode="EDIT")
+    bpy.ops.pointcloud.select_all(action="DESELECT")
+    obj.data.attributes[schema.SELECTION].data.foreach_set("value", np.arange(30) < 12)
+    assert bpy.ops.unified_lift.separate() == {"FINISHED"}
+    bpy.ops.object.mode_set(mode="OBJECT")
+    new = bpy.data.objects["Object 002.001"]
+    assert [folder.name for folder in new.users_collection] == ["Object 002.001"]
+    own, old = (bpy.data.collections[name] for name in ("Object 002.001", "Object 002"))
+    assert own.name in segmented.children and own.color_tag == old.color_tag
+    assert (len(new.data.points), len(obj.data.points)) == (12, 18)
+
+
 def test_blenders_separate_makes_an_object_of_selected_splats(segmented):
-    from blender_unified_lift.scene import objects, schema
+    from blender_unified_lift.scene import objects
 
     obj = bpy.data.objects["Object 002"]
     before = vars(schema.read_splats(obj.data))

@@ -130,6 +130,23 @@ def test_objects_come_into_the_view_layer_that_the_user_sees(addon, finished_job
     assert cameras and all(camera.hide_get(view_layer=layer) for camera in cameras)
 
 
+def test_a_second_result_takes_the_place_of_the_first(segmented, finished_job):
+    from blender_unified_lift.job import session
+    from blender_unified_lift.scene import objects
+
+    with JobLock(finished_job), JobReport(finished_job) as report:
+        report.emit("done", objects=3, seconds={})
+    bpy.context.view_layer.objects.active = bpy.data.objects["Object 001"]
+    watch = session.attach(bpy.context.scene, finished_job)
+    poll()
+    assert "The earlier result is switched off in the Outliner" in watch.message
+    latest = objects.root(bpy.context)
+    assert latest != segmented
+    bpy.ops.unified_lift.show_all()
+    shown = {obj for obj in objects.parts(bpy.context.scene) if obj.visible_get()}
+    assert shown == {obj for _, obj in objects.rows(latest)}
+
+
 def test_a_linked_capture_finds_its_job_beside_its_own_file(segmented, finished_job, tmp_path):
     from blender_unified_lift.job import session
     from blender_unified_lift.scene.objects import JOB_KEY
