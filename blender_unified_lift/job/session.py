@@ -19,11 +19,9 @@ from unified_lift.protocol import JobError, JobRequest
 from ..scene import importer
 from ..scene.objects import (
     JOB_KEY,
-    SURFACE,
-    THING,
     redraw_views,
     roots,
-    rows,
+    summary,
     switch_off_earlier,
 )
 from . import process
@@ -37,7 +35,6 @@ FAILED, CANCELLED, CRASHED = "failed", "cancelled", "crashed"
 IMPORTED, MISSING = "imported", "missing"  # beyond those of the protocol
 ALIVE = (RUNNING, HUNG)
 _ENDS = {"failed": FAILED, "cancelled": CANCELLED, "crashed": CRASHED, "new": CRASHED}
-_WORDS = {THING: "object", SURFACE: "surface"}
 _PREVIEW_KEYS = ("image", "labels", "caption")
 
 
@@ -287,7 +284,7 @@ def _import(scene: Scene, watch: Watch) -> None:
     except JobError as error:
         watch.state, watch.message = FAILED, str(error)
         return
-    watch.state, watch.message = IMPORTED, _summary(root)
+    watch.state, watch.message = IMPORTED, summary(root)
     if replaced:
         watch.message += ". The earlier result is switched off in the Outliner"
     scene.pop(JOB_KEY, None)
@@ -298,16 +295,6 @@ def _view_layer(scene: Scene) -> ViewLayer:
     """The one that the user sees this scene by."""
     windows = bpy.context.window_manager.windows
     return next((w.view_layer for w in windows if w.scene == scene), scene.view_layers[0])
-
-
-def _summary(root: Collection) -> str:
-    kinds = [obj["kind"] for _, obj in rows(root)]
-    things, surfaces = (_number(kinds.count(kind), word) for kind, word in _WORDS.items())
-    return f"{things}, {surfaces} found"
-
-
-def _number(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 # ---- Blender's clock and files

@@ -56,6 +56,15 @@ def rows(root: Collection) -> list[tuple[Collection, Object]]:
     return [(folder, obj) for folder in folders for obj in folder.objects if is_part(obj)]
 
 
+def summary(root: Collection) -> str:
+    """How many objects and surfaces a capture has, for the user."""
+    kinds = [obj["kind"] for _, obj in rows(root)]
+    words = {THING: "object", SURFACE: "surface"}
+    counts = {word: kinds.count(kind) for kind, word in words.items()}
+    told = (f"{count} {word}{'s' * (count != 1)}" for word, count in counts.items())
+    return f"{', '.join(told)} found"
+
+
 def is_part(obj: Object) -> bool:
     """Whether this is an object of a segmented scene."""
     return obj.type == "POINTCLOUD" and OBJECT_ID in obj
