@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -98,10 +99,17 @@ class JobReport:
         self._thread.join()
 
     def emit(self, event: str, **data: object) -> None:
-        """Append one event."""
+        """Append one event, whole or not at all: the next one must not follow half a line."""
         record = {"t": round(time.time(), 3), "event": event, **data}
-        with open(self.job_dir / EVENTS_FILE, "ab") as file:
-            file.write((json.dumps(record) + "\n").encode())
+        path = self.job_dir / EVENTS_FILE
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with open(path, "ab") as file:
+                file.write((json.dumps(record) + "\n").encode())
+        except OSError:  # the disk is full
+            with suppress(OSError):  # the first error is the one to tell
+                os.truncate(path, size)
+            raise
         self._show(record)
 
     def plan(self, **seconds: float) -> None:
