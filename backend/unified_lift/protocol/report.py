@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from unified_lift.protocol.events import end_broken_line, last_event
+from unified_lift.protocol.events import ENDS, end_broken_line, last_event
 from unified_lift.protocol.files import CANCEL_FILE, EVENTS_FILE, STATUS_FILE, write_json
 
 HEARTBEAT_SECONDS = 0.5
@@ -88,7 +88,7 @@ class JobReport:
 
     def __enter__(self) -> JobReport:
         end_broken_line(self.job_dir / EVENTS_FILE)
-        if last_event(self.job_dir).get("event") == "cancelled":  # that cancel has been obeyed
+        if last_event(self.job_dir).get("event") in ENDS:  # an older cancel was for that run
             (self.job_dir / CANCEL_FILE).unlink(missing_ok=True)
         self._write_status()  # who has told of its start has a heartbeat, too
         self._thread.start()
