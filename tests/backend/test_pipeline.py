@@ -13,15 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scenes import SAMPLE, write_capture
 
 from unified_lift import pipeline, views
+from unified_lift.__main__ import run_job
+from unified_lift.capture import read_capture
 from unified_lift.checkpoint import keep_splats
 from unified_lift.config import PublishedConfig, Settings
 from unified_lift.gaussians import from_splats
 from unified_lift.ply import Splats, read_ply, write_ply
 from unified_lift.protocol import (
+    EXIT_FAILED,
     JobReport,
     JobRequest,
     job_state,
@@ -623,6 +627,22 @@ def test_a_full_disk(small, tmp_path):
     write_job(job, JobRequest(str(small), Settings(masks=masks, method="votes", preset="draft")))
     (job / "events.jsonl").symlink_to("/dev/full")
     assert fails(segment_small(small, job), "disk is full")
+
+
+def ask_for_all_memory(*_):
+    torch.empty(1 << 50)
+
+
+def fill_a_gpu(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory.")  # what PyTorch raises where there is one
+
+
+@pytest.mark.parametrize("take_memory", [ask_for_all_memory, fill_a_gpu])
+def test_pytorch_without_memory_is_explained(small, tmp_path, monkeypatch, take_memory):
+    monkeypatch.setattr(pipeline, "read_photos", take_memory)
+    write_job(tmp_path / "job", JobRequest(str(small), Settings(masks="none")))
+    assert run_job(tmp_path / "job") == EXIT_FAILED
+    assert read_events(tmp_path / "job")[0][-1]["message"].startswith("Out of memory. Choose a")
 
 
 def test_another_job_in_the_folder_is_not_overwritten(neighbour, trained):
