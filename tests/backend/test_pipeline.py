@@ -21,19 +21,24 @@ from unified_lift import pipeline, views
 from unified_lift.__main__ import run_job
 from unified_lift.capture import read_capture
 from unified_lift.checkpoint import keep_splats
-from unified_lift.config import PublishedConfig, Settings
+from unified_lift.config import PRESETS, PublishedConfig, Settings
 from unified_lift.gaussians import from_splats
+from unified_lift.pipeline.job import CONFIG, Job
+from unified_lift.pipeline.splats import splat_quality
 from unified_lift.ply import Splats, read_ply, write_ply
+from unified_lift.preparation import read_photos
 from unified_lift.protocol import (
     EXIT_FAILED,
     JobReport,
     JobRequest,
+    SilentReport,
     job_state,
     read_events,
     read_job,
     request_cancel,
     write_job,
 )
+from unified_lift.rendering import load_engine
 
 LIMIT = 600  # seconds for one command
 
@@ -444,6 +449,16 @@ def test_trained_splats_that_are_not_of_the_photos_are_told(kept):
     unified_lift("run", kept)
     messages = warnings_of(kept)
     assert any("The trained splats look unlike the photos" in text for text in messages)
+
+
+def test_splats_are_judged_by_the_photos_at_hand(small, tmp_path, trained):
+    side = PRESETS["draft"].longest_side
+    capture, photos = read_photos(read_capture(small), tmp_path, side, CONFIG, SilentReport())
+    shutil.rmtree(small / "images")  # to read them again takes as long as the first time
+    engine, settings = load_engine("cpu"), Settings(preset="draft")
+    job = Job(tmp_path, settings, capture, photos, engine, SilentReport(), None)
+    quality = splat_quality(job, from_splats(read_ply(trained / "scene.ply")))
+    assert quality.psnr == pytest.approx(read_events(trained)[0][-1]["psnr"])
 
 
 def test_splats_without_a_surface_take_masks(small, tmp_path, trained):
