@@ -116,12 +116,9 @@ def _read_splats(path: Path, capture: Capture) -> Gaussians:
 
 
 def _train(job: Job, joint: Joint | None) -> Gaussians:
-    capture, photos, config = job.capture, job.photos, job.config
-    if len(capture.points) < config.min_points:
-        job.report.stage("points", "Finding points")
-        capture = with_points(capture, photos, config.min_points, job.report)
-        seconds = training_seconds(config, photos.cameras, len(capture.points))
-        job.report.plan(geometry=seconds)
+    photos, config = job.photos, job.config
+    capture = with_points(job.capture, photos, config.min_points, job.report)
+    job.report.plan(geometry=training_seconds(config, photos.cameras, len(capture.points)))
     job.report.stage("geometry", f"Training splats ({job.engine.name})")
     return train(
         photos.images,
