@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -146,18 +147,24 @@ def backend_env() -> Path:
     return python_of(ENV)
 
 
-def bpy_envs() -> list[Path]:
-    """Environments with Blender as a module, one for each version that this Python can have."""
-    version = (3, 11)
-    python = find_python(version)
-    envs = []
-    for bpy in BPY_VERSIONS[version]:
-        env = BUILD / f"bpy-{bpy}"
-        editable = ["--no-deps", "--no-build-isolation", "-e", str(ROOT / "backend")]
-        packages = [[f"bpy=={bpy}", *BPY_PACKAGES, "setuptools==84.2.1"], editable]
-        make_env(env, python, packages)
-        envs.append(env)
-    return envs
+def bpy_envs() -> Iterator[Path]:
+    """Environments with Blender as a module, of each version whose Python is on this machine."""
+    lost = []
+    for version, names in BPY_VERSIONS.items():
+        try:
+            python = find_python(version)
+        except BuildError as error:
+            lost.append(f"Blender {' and '.join(names)} left out: {error}")
+            say(lost[-1])
+            continue
+        for bpy in names:
+            env = BUILD / f"bpy-{bpy}"
+            editable = ["--no-deps", "--no-build-isolation", "-e", str(ROOT / "backend")]
+            packages = [[f"bpy=={bpy}", *BPY_PACKAGES, "setuptools==84.2.1"], editable]
+            make_env(env, python, packages)
+            yield env
+    if len(lost) == len(BPY_VERSIONS):
+        raise BuildError(lost[0])
 
 
 # ---- the extension
@@ -229,7 +236,7 @@ def demo(masks: str) -> None:
     if blender:
         script_runner = [blender, "--background", "--factory-startup", "--python"]
     else:
-        script_runner = [python_of(bpy_envs()[0])]
+        script_runner = [python_of(next(bpy_envs()))]  # the others need no download here
     set_up = time.monotonic() - start
     out = BUILD / "demo"
     shutil.rmtree(out, ignore_errors=True)
@@ -247,12 +254,7 @@ def test(arguments: list[str]) -> None:
     python = backend_env()
     make_zip("host")
     failed, codes = [], []
-    given = [word for word in arguments if Path(word.split("::")[0]).exists()]
-    options = [word for word in arguments if word not in given]
-    lost = [word for word in arguments if word.startswith("tests/") and word not in given]
-    if lost:
-        raise BuildError(f"There is no test {lost[0]}.")
-    given = [os.path.relpath(Path(word).absolute(), ROOT) for word in given]
+    given, options = split_words(arguments)
 
     def pytest(folder: str, interpreter: Path) -> None:
         chosen = [word for word in given if Path(word).parts[:2] == ("tests", folder)]
@@ -279,6 +281,16 @@ def test(arguments: list[str]) -> None:
         raise BuildError(f"No test is meant by {' '.join(arguments)}.")
     if failed:
         raise BuildError("Failed: " + ", ".join(failed))
+
+
+def split_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """Tests, as paths from the root, and pytest's options; a folder may be named as a value."""
+    given = [word for word in words if word.startswith("tests") or "::" in word]
+    lost = [word for word in given if not Path(word.split("::")[0]).exists()]
+    if lost:
+        raise BuildError(f"There is no test {lost[0]}.")
+    tests = [os.path.relpath(Path(word).absolute(), ROOT) for word in given]
+    return tests, [word for word in words if word not in given]
 
 
 def backend(arguments: list[str]) -> int:

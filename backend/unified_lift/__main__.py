@@ -84,15 +84,23 @@ def _work(job_dir: Path, request: JobRequest, report: JobReport) -> int:
         return EXIT_CANCELLED
     except JobError as error:
         message = str(error)
-    except MemoryError:
-        message = "Out of memory. Choose a lower quality preset, or close other programs."
     except OSError as error:
         message = describe_os_error(error, job_dir)
     except Exception as error:
-        traceback.print_exc()
-        message = f"Unexpected error ({type(error).__name__}: {error}). The log has the details."
+        if _is_out_of_memory(error):
+            message = "Out of memory. Choose a lower quality preset, or close other programs."
+        else:
+            traceback.print_exc()
+            told = f"{type(error).__name__}: {error}"
+            message = f"Unexpected error ({told}). The log has the details."
     report.emit("failed", message=message)
     return EXIT_FAILED
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, NumPy or PyTorch got no memory; PyTorch has a type for it on a GPU only."""
+    gpu = type(error).__name__ == "OutOfMemoryError"  # nothing here imports torch
+    return isinstance(error, MemoryError) or gpu or "DefaultCPUAllocator" in str(error)
 
 
 def print_event(event: dict) -> None:

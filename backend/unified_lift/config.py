@@ -100,8 +100,8 @@ class GeometryConfig:
     growth: float = 1.15
     dead_opacity: float = 0.005  # relocated below this (3DGS-MCMC)
     init_opacity: float = 0.1  # 3DGS
-    random_points: int = 10_000  # where the capture has no points
-    min_points: int = 100  # with fewer points than this the start is random
+    random_points: int = 10_000  # where neither the capture nor its photos give enough
+    min_points: int = 100  # with fewer, points are looked for in the photos
 
     # Seconds of a training step on two cores of a 2023 server CPU, by least squares. Only the time
     # left depends on them, and only on their ratios: on messy25 at standard (3,600 to 100,000

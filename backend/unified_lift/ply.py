@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from unified_lift.protocol import JobError, write_whole
+from unified_lift.protocol import JobError, describe_os_error, write_whole
 
 SH_COUNTS = (0, 3, 8, 15)  # coefficients above the constant one, for SH degree 0, 1, 2, 3
 _TYPES = {
@@ -17,7 +18,8 @@ _TYPES = {
     "float": "f4", "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2",
     "int32": "i4", "uint32": "u4", "float32": "f4", "float64": "f8",
 }  # fmt: skip
-_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">"}
+_BINARY = {"binary_little_endian": "<", "binary_big_endian": ">"}
+TEXT_OR_BINARY = {"ascii": "=", **_BINARY}
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,10 @@ def read_ply(path: Path) -> Splats:
     """Read a 3DGS PLY; without `object_id` and `confidence` these are 0.
 
     Raises:
-        JobError: no such file, not a binary PLY of splats, empty, cut short, or with non-finite
-            values.
+        JobError: it cannot be read, is no binary PLY of splats, is empty or cut short, or has
+            non-finite values.
     """
-    table = _read_vertices(Path(path))
+    table = read_vertices(Path(path), _BINARY)
     names = table.dtype.names or ()
     needed = [name for name, _ in _columns(0) if name[0] != "n"][:-2]
     missing = [name for name in needed if name not in names]
@@ -146,30 +148,60 @@ def _check_finite(splats: Splats, path: Path) -> None:
         )
 
 
-def _read_vertices(path: Path) -> np.ndarray:
-    """The vertex element, the first one of the file, as a structured array."""
+def read_vertices(path: Path, orders: Mapping[str, str]) -> np.ndarray:
+    """The vertices of a PLY, which have to be its first element, as a structured array.
+
+    Args:
+        path: of the file.
+        orders: the formats that may be, and NumPy's sign for the byte order of each.
+
+    Raises:
+        JobError: the file cannot be read, is no such PLY, or is cut short.
+    """
     try:
         data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise JobError(f"No file {path}.") from error
+    except OSError as error:
+        raise JobError(describe_os_error(error, path)) from error
     end = re.search(rb"end_header\r?\n", data)
     if not data.startswith(b"ply") or not end:
         raise JobError(f"{path} is not a PLY file.")
     words = [line.split() for line in data[: end.start()].decode("ascii", "replace").splitlines()]
     form = next((line[1] for line in words if line[:1] == ["format"] and len(line) > 1), "")
-    if form not in _ORDERS:
+    if form not in orders:
         raise JobError(f"{path} is a PLY of format '{form}'. Save it as binary PLY.")
+    count, dtype = _first_element(words, orders[form], path)
+    start = end.end()
+    if form == "ascii":
+        table = _read_text(data[start:], dtype, count, path)
+    else:
+        whole = (len(data) - start) // dtype.itemsize
+        table = np.frombuffer(data, dtype, min(count, whole), start)
+    if len(table) < count:
+        raise JobError(f"{path} is cut short: {count} vertices were announced. Copy it again.")
+    return table
+
+
+def _first_element(words: list[list[str]], order: str, path: Path) -> tuple[int, np.dtype]:
+    """How many vertices a header announces, and what each has."""
     elements = [i for i, line in enumerate(words) if line[:1] == ["element"]] + [len(words)]
     first = words[elements[0]] if len(elements) > 1 else []
     properties = words[elements[0] + 1 : elements[1]] if len(elements) > 1 else []
     fields = [line for line in properties if line[:1] == ["property"]]
-    plain = all(len(field) == 3 and field[1] in _TYPES for field in fields)
+    if first[1:2] == ["chunk"]:  # of SuperSplat and PlayCanvas
+        raise JobError(f"{path} is a compressed PLY. Export it uncompressed.")
+    plain = bool(fields) and all(len(field) == 3 and field[1] in _TYPES for field in fields)
     plain &= len({field[-1] for field in fields}) == len(fields)
     counted = len(first) == 3 and first[2].isdigit()
     if first[1:2] != ["vertex"] or not counted or not plain:
-        raise JobError(f"{path} does not begin with plain vertices: it is no splat file.")
-    dtype = np.dtype([(name, _ORDERS[form] + _TYPES[kind]) for _, kind, name in fields])
-    start, count = end.end(), int(first[2])
-    if len(data) < start + count * dtype.itemsize:
-        raise JobError(f"{path} is cut short: {count} splats were announced. Copy it again.")
-    return np.frombuffer(data, dtype, count, start)
+        raise JobError(
+            f"{path} does not begin with plain vertices: it is no PLY of splats or points. Choose "
+            "another file."
+        )
+    return int(first[2]), np.dtype([(name, order + _TYPES[kind]) for _, kind, name in fields])
+
+
+def _read_text(body: bytes, dtype: np.dtype, count: int, path: Path) -> np.ndarray:
+    try:
+        return np.loadtxt(body.decode("ascii").splitlines(), dtype, max_rows=count, ndmin=1)
+    except ValueError as error:
+        raise JobError(f"{path} is damaged ({error}). Copy it again.") from error

@@ -136,6 +136,7 @@ def with_points(capture: Capture, photos: Photos, min_points: int, report: Repor
     """The capture itself if it has enough points, else with points that its photos show alike."""
     if len(capture.points) >= min_points:
         return capture
+    report.stage("points", "Finding points")
     config = TriangulationConfig()
     small = photos.at(config.longest_side)
     points, colors = triangulate(small.images, small.views, config, report)

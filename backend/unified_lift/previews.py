@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,10 @@ from unified_lift.rendering import Camera, Engine
 
 
 class Previews:
-    """Writes pictures into the job folder and announces them, at most every `seconds`."""
+    """Writes pictures into the job folder and announces them, at most every `seconds`.
+
+    Only the last two stay.
+    """
 
     def __init__(
         self, job_dir: Path, engine: Engine, camera: Camera, seconds: float, report: Report
@@ -51,7 +55,16 @@ class Previews:
             Image.fromarray(label_colors(labels)).save(self.folder / labels_name)
         paths = [f"{PREVIEW_DIR}/{file}" if file else "" for file in (name, labels_name)]
         self.report.preview(*paths, caption)
+        self._remove_old()
         self._last = time.monotonic()
+
+    def _remove_old(self) -> None:
+        """Keep the last two: Blender may still be loading the one before the last."""
+        kept = {f"{number:04d}" for number in (self._count - 1, self._count)}
+        for path in self.folder.iterdir():
+            if path.name.partition("-")[0] not in kept:
+                with suppress(PermissionError):  # of a file in use, on Windows: the next time then
+                    path.unlink(missing_ok=True)
 
 
 def save_image(path: Path, channels: torch.Tensor, alphas: torch.Tensor | None = None) -> None:

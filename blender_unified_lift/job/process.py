@@ -121,7 +121,7 @@ def _end(pid: int, force: bool) -> None:
             os.kill(pid, number)
 
 
-def last_log_lines(job_dir: Path, count: int = 20) -> list[str]:
+def last_log_lines(job_dir: Path, count: int) -> list[str]:
     """The end of what a worker printed, [] if nothing that can be read."""
     try:
         text = (job_dir / LOG_FILE).read_text(encoding="utf-8", errors="replace")

@@ -258,11 +258,37 @@ def test_colmap_points_of_other_cameras_are_not_used(tmp_path):
     assert "disagree" in capture.warnings[0]
 
 
-def test_a_damaged_point_cloud_is_a_warning(tmp_path):
+TEXT_HEAD = "ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nproperty float y\n"
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (None, "There is no "),
+        ("ply\nformat ascii 1.0\nend_header\n", "plain vertices"),
+        (f"{TEXT_HEAD}end_header\n1 2\n3 4\n", "no points (no z)"),
+        (f"{TEXT_HEAD}property float z\nend_header\n1 2 3\n", "2 vertices were announced"),
+        (f"{TEXT_HEAD}property float z\nend_header\n1 2 3\n4 5\n", "is damaged"),
+    ],
+)
+def test_a_damaged_point_cloud_is_a_warning(tmp_path, content, words):
     make_transforms(tmp_path, ply_file_path="cloud.ply")
-    (tmp_path / "cloud.ply").write_bytes(b"ply\nformat ascii 1.0\nend_header\n")
+    if content is not None:
+        (tmp_path / "cloud.ply").write_text(content)
     capture = read_capture(tmp_path)
-    assert len(capture.points) == 0 and "cloud.ply" in capture.warnings[0]
+    assert len(capture.points) == 0 and words in capture.warnings[0]
+    assert "cloud.ply" in capture.warnings[0]
+    assert not read_capture(tmp_path, with_points=False).warnings
+
+
+def test_points_can_be_left_out(tmp_path):
+    write_colmap_text(tmp_path / "sparse" / "0")
+    for name in NAMES:
+        make_photo(tmp_path / "images" / name)
+    whole, bare = read_capture(tmp_path), read_capture(tmp_path, with_points=False)
+    assert len(whole.points) and not len(bare.points) and not len(bare.point_colors)
+    assert bare.points.dtype == whole.points.dtype and bare.points.shape[1] == 3
+    assert [view.name for view in bare.views] == [view.name for view in whole.views]
 
 
 # ---- COLMAP

@@ -84,23 +84,32 @@ def test_nan_is_refused(tmp_path):
         (
             b"ply\nformat binary_little_endian 1.0\nelement vertex 3x\n"
             b"property float x\nend_header\n",
-            "no splat file",
+            "plain vertices",
         ),
         (
             b"ply\r\nformat binary_little_endian 1.0\r\nelement vertex x 3\r\n"
             b"property float x\r\nend_header\r\n",
-            "no splat file",
+            "plain vertices",
         ),
         (
             b"ply\nformat binary_little_endian 1.0\nelement vertex 3\n"
             b"property float x\nproperty float x\nend_header\n",
-            "no splat file",
+            "plain vertices",
         ),
     ],
 )
 def test_another_file_is_explained(tmp_path, content, words):
     (tmp_path / "scene.ply").write_bytes(content)
     with pytest.raises(JobError, match=words):
+        read_ply(tmp_path / "scene.ply")
+
+
+def test_a_compressed_file_is_named(tmp_path):
+    write_ply(tmp_path / "scene.ply", make_splats())
+    whole = (tmp_path / "scene.ply").read_bytes()
+    chunks = b"element chunk 1\nproperty float min_x\nproperty float max_x\nelement vertex"
+    (tmp_path / "scene.ply").write_bytes(whole.replace(b"element vertex", chunks))
+    with pytest.raises(JobError, match="is a compressed PLY"):
         read_ply(tmp_path / "scene.ply")
 
 
@@ -121,5 +130,5 @@ def test_a_truncated_file_is_explained(tmp_path):
 
 
 def test_a_missing_file_is_explained(tmp_path):
-    with pytest.raises(JobError, match="No file"):
+    with pytest.raises(JobError, match=r"There is no .*scene\.ply\. It was moved"):
         read_ply(tmp_path / "scene.ply")

@@ -296,8 +296,8 @@ def trained_splats(
     source = splats_source(digest, config, engine, SEED)
     gaussians = kept_splats(cache_dir, source, report)
     if gaussians is None:
-        report.stage("geometry", f"{capture.root.name}: training splats")
         capture = with_points(capture, photos, config.min_points, report)
+        report.stage("geometry", f"{capture.root.name}: training splats")
         points = (capture.points, capture.point_colors)
         gaussians = train(photos.images, photos.cameras, *points, config, engine, SEED, report)
         keep_splats(cache_dir, source, gaussians)

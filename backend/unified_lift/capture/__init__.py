@@ -16,28 +16,32 @@ from unified_lift.protocol import JobError
 __all__ = ["Capture", "View", "read_cameras", "read_capture", "write_cameras"]
 
 
-def read_capture(path: Path | str) -> Capture:
+def read_capture(path: Path | str, with_points: bool = True) -> Capture:
     """Read a capture folder, or one named by its transforms.json; the format is found out.
 
     Where a folder has both, transforms.json gives cameras and split, COLMAP's model the points.
     A capture far from its origin (map coordinates) is moved near it, see `Capture.origin`.
 
+    Args:
+        path: of the folder or the file.
+        with_points: False leaves the points out, whatever their files hold: many take seconds.
+
     Raises:
         JobError: no capture, or one that cannot be used; the message says what to do.
     """
-    return near_origin(_read(Path(os.path.abspath(path))))
+    return near_origin(_read(Path(os.path.abspath(path)), with_points))
 
 
-def _read(path: Path) -> Capture:
+def _read(path: Path, with_points: bool) -> Capture:
     if path.is_file() and path.suffix == ".json":
-        return read_transforms(path)
+        return read_transforms(path, with_points)
     if not path.is_dir():
         raise JobError(f"There is no folder {path}. Choose the folder of a capture.")
     transforms_path = find_transforms(path)
     if transforms_path is not None:
-        return read_transforms(transforms_path)
+        return read_transforms(transforms_path, with_points)
     if find_model(path) is not None:
-        return read_colmap(path)
+        return read_colmap(path, with_points)
     raise JobError(
         f"{path} is no capture: neither transforms.json or transforms_train.json, nor COLMAP's "
         "cameras and images (.bin or .txt) there, in sparse or in sparse/0. Choose the folder "

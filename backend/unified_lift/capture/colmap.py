@@ -77,7 +77,7 @@ def _find_file(model: Path, stem: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def read_colmap(folder: Path) -> Capture:
+def read_colmap(folder: Path, with_points: bool = True) -> Capture:
     """Read the COLMAP model of a capture folder (or of its `sparse`); every photo trains.
 
     World: COLMAP's own; `world_to_blender` brings the mean up-vector of the cameras to +Z.
@@ -93,7 +93,7 @@ def read_colmap(folder: Path) -> Capture:
     root, images_dir = _find_images_dir(folder, images)
     listed = [_make_view(image, cameras, images_dir, source) for image in images]
     views, left_out = checked_views(listed, root, source)
-    points, colors = read_points(model)
+    points, colors = read_points(model) if with_points else no_points()
     return Capture(
         root=root,
         views=views,

@@ -39,7 +39,7 @@ def find_transforms(folder: Path) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def read_transforms(path: Path) -> Capture:
+def read_transforms(path: Path, with_points: bool = True) -> Capture:
     """Read transforms.json, or transforms_train.json with its test and val siblings.
 
     World: as in the file, right-handed, z up; `transform_matrix` is camera to world in OpenGL
@@ -63,7 +63,9 @@ def read_transforms(path: Path) -> Capture:
         listed += views
         warnings += unlisted
     views, left_out = checked_views(listed, root, path)
-    points, colors, no_cloud = _read_points(root, ply, listed)
+    points, colors, no_cloud = *no_points(), []
+    if with_points:
+        points, colors, no_cloud = _read_points(root, ply, listed)
     return Capture(
         root=root,
         views=views,

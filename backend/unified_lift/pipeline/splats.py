@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from unified_lift.pipeline.job import CONFIG, Job
 from unified_lift.ply import read_ply, write_ply
 from unified_lift.preparation import to_camera, with_points
 from unified_lift.protocol import CHECKPOINT_DIR, JobError, describe_os_error
+from unified_lift.rendering import Camera
 
 
 def job_splats(job: Job, joint: Joint | None) -> Gaussians:
@@ -114,12 +116,9 @@ def _read_splats(path: Path, capture: Capture) -> Gaussians:
 
 
 def _train(job: Job, joint: Joint | None) -> Gaussians:
-    capture, photos, config = job.capture, job.photos, job.config
-    if len(capture.points) < config.min_points:
-        job.report.stage("points", "Finding points")
-        capture = with_points(capture, photos, config.min_points, job.report)
-        seconds = training_seconds(config, photos.cameras, len(capture.points))
-        job.report.plan(geometry=seconds)
+    photos, config = job.photos, job.config
+    capture = with_points(job.capture, photos, config.min_points, job.report)
+    job.report.plan(geometry=training_seconds(config, photos.cameras, len(capture.points)))
     job.report.stage("geometry", f"Training splats ({job.engine.name})")
     return train(
         photos.images,
@@ -169,13 +168,20 @@ def judge_splats(job: Job, gaussians: Gaussians) -> Quality:
 def splat_quality(job: Job, gaussians: Gaussians) -> Quality:
     """Of the test views; of the training views where there are no others."""
     values = []
-    for full in job.capture.test_views or job.capture.train_views:
+    for camera, photo in _judging_photos(job):
         job.report.check()
-        view = scaled_view(full, job.config.longest_side)
         with torch.no_grad():
-            render = job.engine.render(**gaussians, camera=to_camera(view))
-        photo = load_photo(view)
+            render = job.engine.render(**gaussians, camera=camera)
         flat = np.broadcast_to(photo.mean((0, 1)) / 255, photo.shape)
         image = render.channels.cpu().numpy()
         values.append((psnr(image, photo), psnr(flat, photo), float(render.alphas.mean())))
     return Quality(*np.mean(values, 0).tolist())
+
+
+def _judging_photos(job: Job) -> Iterator[tuple[Camera, np.ndarray]]:
+    """Test photos, read one by one; without any the training photos, which are at hand."""
+    if not job.capture.test_views:
+        yield from zip(job.photos.cameras, job.photos.images, strict=True)
+    for full in job.capture.test_views:
+        view = scaled_view(full, job.config.longest_side)
+        yield to_camera(view), load_photo(view)

@@ -21,6 +21,7 @@ from unified_lift.protocol.lock import is_locked
 
 TAIL_BYTES = 1 << 16  # of the events: longer than any one of them
 HUNG_SECONDS = 60.0  # a worker that holds the lock and is silent for longer counts as hung
+ENDS = {"done": "finished", "failed": "failed", "cancelled": "cancelled"}  # event: state
 EXIT_DONE, EXIT_FAILED, EXIT_LOCKED, EXIT_CANCELLED = 0, 1, 75, 130  # of a worker
 
 
@@ -101,8 +102,7 @@ def job_state(job_dir: Path) -> JobState:
 def _state_name(job_dir: Path, last: dict, age: float) -> str:
     if is_locked(job_dir):
         return "hung" if HUNG_SECONDS < age < float("inf") else "running"
-    finished = {"done": "finished", "failed": "failed", "cancelled": "cancelled"}
-    return finished.get(last.get("event", ""), "crashed" if last else "new")
+    return ENDS.get(last.get("event", ""), "crashed" if last else "new")
 
 
 def _read_status(job_dir: Path) -> dict:

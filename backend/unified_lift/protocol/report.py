@@ -9,10 +9,11 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from unified_lift.protocol.events import end_broken_line, last_event
+from unified_lift.protocol.events import ENDS, end_broken_line, last_event
 from unified_lift.protocol.files import CANCEL_FILE, EVENTS_FILE, STATUS_FILE, write_json
 
 HEARTBEAT_SECONDS = 0.5
@@ -87,7 +88,7 @@ class JobReport:
 
     def __enter__(self) -> JobReport:
         end_broken_line(self.job_dir / EVENTS_FILE)
-        if last_event(self.job_dir).get("event") == "cancelled":  # that cancel has been obeyed
+        if last_event(self.job_dir).get("event") in ENDS:  # an older cancel was for that run
             (self.job_dir / CANCEL_FILE).unlink(missing_ok=True)
         self._write_status()  # who has told of its start has a heartbeat, too
         self._thread.start()
@@ -98,10 +99,17 @@ class JobReport:
         self._thread.join()
 
     def emit(self, event: str, **data: object) -> None:
-        """Append one event."""
+        """Append one event, whole or not at all: the next one must not follow half a line."""
         record = {"t": round(time.time(), 3), "event": event, **data}
-        with open(self.job_dir / EVENTS_FILE, "ab") as file:
-            file.write((json.dumps(record) + "\n").encode())
+        path = self.job_dir / EVENTS_FILE
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with open(path, "ab") as file:
+                file.write((json.dumps(record) + "\n").encode())
+        except OSError:  # the disk is full
+            with suppress(OSError):  # the first error is the one to tell
+                os.truncate(path, size)
+            raise
         self._show(record)
 
     def plan(self, **seconds: float) -> None:
