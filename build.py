@@ -310,7 +310,7 @@ def main() -> int:
     command = commands.add_parser("backend", help="run the backend", prefix_chars="\0")
     command.add_argument("arguments", nargs="*", help="arguments of unified-lift")
     command = commands.add_parser("zip", help="write the extension")
-    command.add_argument("--targets", choices=["host", "all"], default="all")
+    command.add_argument("--targets", choices=["host", "all"], default="host")
     arguments = parser.parse_args()
     if arguments.command == "demo":
         demo(arguments.masks)

@@ -48,6 +48,8 @@ from unified_lift.protocol import (
 log = logging.getLogger("unified_lift")
 
 PRINT_SECONDS = 5.0  # between two lines of progress
+REPORT_HEAD = "# Benchmark of "  # how every report begins
+CAPTURE_PARTS = ("transforms.json", "transforms_train.json", "sparse", "images", "gt", "masks")
 ENGINE_COMMAND = "benchmark engine"  # two words of the shell, one command here
 SAMPLE = Path(__file__).parents[2] / "tests" / "data" / "messy8"  # beside the sources only
 SOURCE_HELP = "capture, trained with the draft preset, or trained PLY (the sample)"
@@ -137,7 +139,8 @@ def segment(arguments: argparse.Namespace) -> int:
     settings = chosen_settings(arguments, masks=masks, sam_checkpoint=checkpoint, splat=splat)
     request = JobRequest(str(arguments.capture.resolve()), settings)
     # A slip of the pen shall not use up the job folder.
-    if not arguments.capture.exists():
+    is_file = arguments.capture.is_file() and arguments.capture.suffix == ".json"
+    if not is_file and not arguments.capture.is_dir():
         raise JobError(f"There is no folder {request.capture}. Choose the folder of a capture.")
     for option, path in ("masks", folder), ("splat", splat), ("sam-checkpoint", checkpoint):
         if path and not Path(path).exists():
@@ -178,7 +181,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
 
     if arguments.seeds < 1:
         raise JobError(f"{arguments.seeds} seeds run nothing. Choose 1 or more.")
-    check_report_name(arguments.out)
+    check_report(arguments.out)
     rows = [*ABLATION, *STEPS] if arguments.ablation else METHODS
     methods = arguments.methods or rows
     methods = [name for name in dict.fromkeys(methods) if name != ORACLE]  # which is always run
@@ -199,7 +202,7 @@ def benchmark_engine(arguments: argparse.Namespace) -> int:
     from unified_lift.benchmark.engine_report import write_engine_report
     from unified_lift.benchmark.engines import Plan, load_scene, run_engines
 
-    check_report_name(arguments.out)
+    check_report(arguments.out)
     if not arguments.source.exists():
         raise JobError(
             f"There is no {arguments.source}. Give a capture or a trained PLY: only a copy of the "
@@ -215,10 +218,18 @@ def benchmark_engine(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def check_report_name(path: Path) -> None:
-    """Refuse a report that is no Markdown file, before hours go into it."""
+def check_report(path: Path) -> None:
+    """Refuse a report that is no Markdown file, or would take the place of other files.
+
+    Beside report.md, the folder `report` keeps what the next run goes on from.
+    """
     if path.suffix != ".md" or path.is_dir():
         raise JobError(f"--out {path} is no report. Give the name of a file, ending in .md.")
+    if path.exists() and not path.read_bytes().startswith(REPORT_HEAD.encode()):
+        raise JobError(f"{path} is no report of a benchmark. Give --out another name.")
+    folder = path.with_suffix("")
+    if any((folder / name).exists() for name in CAPTURE_PARTS):
+        raise JobError(f"The report's folder {folder} is a capture. Give --out another name.")
 
 
 def public(arguments: argparse.Namespace) -> int:
@@ -367,7 +378,7 @@ def main(arguments: list[str] | None = None) -> int:
     except JobError as error:
         log.error("Error: %s", error)
     except OSError as error:
-        log.error("Error: %s", describe_os_error(error, Path(error.filename or ".")))
+        log.error("Error: %s", describe_os_error(error, getattr(parsed, "out", Path())))
     return EXIT_FAILED
 
 

@@ -165,6 +165,9 @@ class CaptureConfig:
     # pixel of the largest photos that train.
     max_distance: float = 100.0
     min_spread: float = 0.01  # units; cameras nearer to one another stand at one place
+    min_field: float = 0.002  # size of a photo over its focal length: no lens sees less
+    max_shift: float = 1.0  # sizes of a photo between its middle and where the lens looks
+    min_contrast: int = 8  # of 255, between brightest and darkest pixel of a photo
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from unified_lift.capture.images import (
 from unified_lift.capture.origin import camera_spread
 from unified_lift.capture.triangulation import triangulate
 from unified_lift.config import CaptureConfig, PipelineConfig, RenderConfig, TriangulationConfig
+from unified_lift.digests import digest_arrays
 from unified_lift.protocol import IMAGES_DIR, JobError, Report
 from unified_lift.rendering import Camera
 
@@ -87,7 +88,8 @@ def read_photos(
         The capture with pinhole views only, and its training photos.
 
     Raises:
-        JobError: fewer than two training photos, all from one place, or none can be read.
+        JobError: fewer than two training photos, all from one place or of one picture, or none
+            can be read.
     """
     for text in capture.warnings:
         report.warning(text)
@@ -108,6 +110,7 @@ def read_photos(
             f"{capture.root} has {len(training)} photo to train with{held_back}. A scene needs at "
             "least 2 photos from different places, and some dozens to look good."
         )
+    _check_pictures(images, [view.name for view, _ in training], capture.root, report)
     apart = camera_spread([source for source, _ in training])
     if apart < CaptureConfig.min_spread:
         raise JobError(
@@ -118,6 +121,30 @@ def read_photos(
         )
     photos = Photos([s for s, _ in training], [v for _, v in training], images)
     return replace(capture, views=tuple(pinholes)), photos
+
+
+def _check_pictures(
+    images: Sequence[np.ndarray], names: Sequence[str], root: Path, report: Report
+) -> None:
+    """Refuse photos that show nothing; tell of those that are copies of each other."""
+    if all(np.ptp(image) < CaptureConfig.min_contrast for image in images):
+        raise JobError(
+            f"All {len(images)} training photos of {root} are of one colour each. Look at the "
+            "files: they may have been exported wrongly."
+        )
+    first: dict[str, str] = {}
+    copies = []
+    for image, name in zip(images, names, strict=True):
+        like = first.setdefault(digest_arrays([image]), name)
+        if like != name:
+            copies.append(f"{name} as {like}")
+    if len(first) < 2:
+        raise JobError(f"All {len(images)} training photos of {root} are one and the same picture.")
+    if copies:
+        report.warning(
+            f"{len(copies)} of {len(images)} training photos show the same picture as another one "
+            f"({copies[0]}), though from another place: copies tell wrong depths. Take them out."
+        )
 
 
 def _pinhole(source: View, job_dir: Path, config: PipelineConfig) -> tuple[View, np.ndarray]:

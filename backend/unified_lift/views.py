@@ -17,10 +17,19 @@ from unified_lift.lift.labels import MIN_ALPHA, label_map
 from unified_lift.ply import read_ply
 from unified_lift.preparation import to_camera
 from unified_lift.previews import save_image
-from unified_lift.protocol import CAMERAS_FILE, OBJECTS_FILE, SCENE_FILE, JobError
+from unified_lift.protocol import (
+    CAMERAS_FILE,
+    OBJECTS_FILE,
+    SCENE_FILE,
+    JobError,
+    job_state,
+    write_json,
+)
 from unified_lift.rendering import Camera, Engine, load_engine
 
 CONFIG = PipelineConfig()
+RGB_DIR, IDS_DIR = "rgb", "ids"
+OWN_FILE = "views.json"  # beside them: they are ours and may be written anew
 
 
 def render_views(job_dir: Path, out_dir: Path, split: str, objects: list[int], device: str) -> int:
@@ -43,6 +52,10 @@ def render_views(job_dir: Path, out_dir: Path, split: str, objects: list[int], d
         JobError: the job has no result, no such views, or no such object.
     """
     job_dir, out_dir = Path(job_dir), Path(out_dir)
+    if not (job_dir / SCENE_FILE).is_file():
+        state = job_state(job_dir).name
+        raise JobError(f"{job_dir} has no result, the job is {state}. Let it end, or run it again.")
+    _check_out(out_dir)
     capture = read_cameras(job_dir / CAMERAS_FILE)
     views = {"train": capture.train_views, "test": capture.test_views, "all": capture.views}[split]
     if not views:
@@ -57,18 +70,29 @@ def render_views(job_dir: Path, out_dir: Path, split: str, objects: list[int], d
         splats = splats.select(np.isin(splats.object_ids, objects))
     engine = load_engine(device)
     gaussians = {name: value.to(engine.device) for name, value in from_splats(splats).items()}
+    out_dir.mkdir(parents=True, exist_ok=True)
+    write_json(out_dir / OWN_FILE, {"job": str(job_dir)})
     for view in views:
         camera = to_camera(view)
         with torch.no_grad():
             render = engine.render(**gaussians, camera=camera)
         alphas = render.alphas if objects else None
-        save_image(out_dir / "rgb" / f"{view.name}.png", render.channels, alphas)
+        save_image(out_dir / RGB_DIR / f"{view.name}.png", render.channels, alphas)
         if not objects:
-            path = out_dir / "ids" / f"{view.name}.png"
+            path = out_dir / IDS_DIR / f"{view.name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             labels = _label_view(engine, gaussians, camera, splats.object_ids, render.alphas)
             Image.fromarray(labels.astype(np.uint16)).save(path)
     return len(views)
+
+
+def _check_out(out_dir: Path) -> None:
+    """Refuse a folder whose pictures may be somebody's photos or true labels."""
+    if (out_dir / OWN_FILE).exists():
+        return
+    for folder in (out_dir / RGB_DIR, out_dir / IDS_DIR):
+        if folder.is_dir() and any(folder.iterdir()):
+            raise JobError(f"{folder} holds files of others. Choose a new folder for --out.")
 
 
 def _label_view(

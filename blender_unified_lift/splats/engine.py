@@ -43,12 +43,13 @@ class UNIFIEDLIFT_RE_splats(RenderEngine):
     def render(self, depsgraph):
         scene = depsgraph.scene
         frame, (left, bottom, width, height) = render_size(scene)
-        viewpoint = camera_viewpoint(self.camera_override or scene.camera, depsgraph, frame)
+        camera = self.camera_override or scene.camera
         instances = shown_splats(depsgraph)
         if not instances:
             self.report({"WARNING"}, "No splats to render. Check that objects are not disabled")
-        part = crop(viewpoint, left, bottom, (width, height))
         try:
+            viewpoint = camera_viewpoint(camera, depsgraph, frame)
+            part = crop(viewpoint, left, bottom, (width, height))
             target = Target((width, height), precise=True)
             Renderer().draw(instances, part, target, exact_order=True)
             colors, marks = target.read()
@@ -92,7 +93,13 @@ def render_size(scene: Scene) -> tuple[tuple[int, int], tuple[int, int, int, int
 
 
 def camera_viewpoint(camera: Object, depsgraph: Depsgraph, size: tuple[int, int]) -> Viewpoint:
-    """The view of a camera, at any size; pixels are of the aspect that the scene sets."""
+    """The view of a camera, at any size; pixels are of the aspect that the scene sets.
+
+    Raises:
+        JobError: the camera is panoramic.
+    """
+    if camera.data.type == "PANO":
+        raise JobError(f"{camera.name} is panoramic. Choose a perspective or orthographic camera.")
     render = depsgraph.scene.render
     window = camera.calc_matrix_camera(
         depsgraph,

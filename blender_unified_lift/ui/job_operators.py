@@ -50,7 +50,7 @@ class UNIFIEDLIFT_OT_segment(Operator):
         chosen = preferences.get(context)
         try:
             request = make_request(context.scene.unified_lift)
-            read_capture(request.capture)
+            read_capture(request.capture, with_points=False)
             backend = environment.check(chosen.backend_python)
             jobs_dir = folders.jobs_dir_of(chosen.jobs_dir, bpy.data.filepath)
             session.start(context.scene, request, backend.python, jobs_dir)

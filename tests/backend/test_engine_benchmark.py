@@ -114,12 +114,17 @@ def test_gsplats_torch_parts_project_and_shade_like_the_core():
     [
         (["nowhere", "--out", "r.md"], "There is no nowhere"),
         (["--out", "report.txt"], "is no report"),
+        (["--out", "notes.md"], "is no report of a benchmark"),
+        (["--out", "capture.md"], "is a capture"),
     ],
 )
 def test_what_cannot_be_measured_is_a_clear_error(words, message, caplog, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.md").write_text("# Mine")
+    (tmp_path / "capture" / "images").mkdir(parents=True)
     assert main(["benchmark", "engine", *words]) == 1
     assert message in caplog.text
+    assert (tmp_path / "notes.md").read_text() == "# Mine"
 
 
 def test_a_file_without_splats_is_refused(caplog, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from scenes import SAMPLE, write_capture
 
 from unified_lift import pipeline, views
 from unified_lift.__main__ import run_job
+from unified_lift.benchmark.run import Recorder
 from unified_lift.capture import read_capture
 from unified_lift.checkpoint import keep_splats
 from unified_lift.config import PRESETS, PublishedConfig, Settings
@@ -283,6 +284,20 @@ def test_an_object_renders_alone_with_alpha(sample_job, tmp_path):
     assert unified_lift("render", sample_job, "--out", tmp_path, "--object", "99").returncode == 1
 
 
+def test_renderings_never_overwrite_what_they_did_not_write(sample_job, tmp_path):
+    photo = tmp_path / "rgb" / "0048.png"
+    photo.parent.mkdir()
+    photo.write_bytes(b"a photo of mine")
+    fails(unified_lift("render", sample_job, "--out", tmp_path), photo.parent, "--out")
+    assert photo.read_bytes() == b"a photo of mine"
+    fails(unified_lift("render", tmp_path, "--out", tmp_path / "out"), "no job.json")
+
+
+def test_a_job_without_a_result_is_not_rendered(tmp_path):
+    write_job(tmp_path / "job", JobRequest("/captures/desk"))
+    fails(unified_lift("render", tmp_path / "job", "--out", tmp_path / "out"), "the job is new")
+
+
 def test_the_same_seed_gives_the_same_result(small, tmp_path, trained):
     done = segment_small(small, tmp_path / "job")
     assert done.returncode == 0, done.stderr
@@ -545,6 +560,36 @@ def fails(result, *words):
     for word in words:
         assert str(word) in result.stderr, result.stderr
     return True
+
+
+@pytest.mark.parametrize(
+    ("color", "words"), [((0, 0, 0), "one colour each"), (None, "one and the same picture")]
+)
+def test_photos_that_show_nothing_new_are_refused(small, tmp_path, color, words):
+    paths = sorted((small / "images").iterdir())
+    first = Image.open(paths[0])
+    for path in paths:
+        (first if color is None else Image.new("RGB", first.size, color)).save(path)
+    fails(segment_small(small, tmp_path / "job"), small, words)
+
+
+def test_copies_of_a_photo_are_told(small, tmp_path):
+    first, second, *_ = sorted((small / "images").iterdir())
+    shutil.copy(first, second)
+    capture = read_capture(small)
+    heard = Recorder(SilentReport())
+    read_photos(capture, tmp_path, 160, CONFIG, heard)
+    assert any(f"{second.stem} as {first.stem}" in text for text in heard.warnings)
+
+
+def test_the_corrected_command_takes_the_place_of_a_slip(small, tmp_path):
+    photo = next((small / "images").iterdir())
+    job = ("--out", tmp_path / "job", "--preset", "draft")
+    fails(unified_lift("segment", photo, *job), "There is no folder")
+    (tmp_path / "bad.ply").write_bytes(b"ply\nend_header\n")
+    fails(unified_lift("segment", small, *job, "--splat", tmp_path / "bad.ply"), "bad.ply")
+    (small / "notes").mkdir()
+    fails(unified_lift("segment", small, *job, "--masks", small / "notes"), "no label image")
 
 
 def test_a_folder_that_is_no_capture(tmp_path):

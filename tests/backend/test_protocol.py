@@ -87,6 +87,23 @@ def test_a_second_job_in_the_same_folder_is_refused(job):
     assert read_job(job).capture == "/captures/desk"
 
 
+@pytest.mark.parametrize(("end", "made"), [("failed", True), ("done", False), ("crash", False)])
+def test_a_job_that_failed_before_it_made_anything_gives_way(job, end, made):
+    with JobLock(job), protocol.JobReport(job) as report:
+        report.emit("start")
+        if end != "crash":
+            report.emit(end, message="", objects=0, seconds={})
+    other = JobRequest("/captures/other")
+    if made:
+        write_job(job, other)
+        assert read_job(job) == other and read_events(job) == ([], 0)
+        (job / "scene.ply").write_bytes(b"result")
+        with JobLock(job), protocol.JobReport(job) as report:
+            report.emit("failed", message="")
+    with pytest.raises(JobError, match="already holds a job"):
+        write_job(job, JobRequest("/captures/third"))
+
+
 def test_a_request_that_cannot_be_written_leaves_no_empty_folder(tmp_path):
     (tmp_path / "job").mkdir()  # Blender makes it, for its number
     with pytest.raises(JobError, match="no preset 'fast'"):

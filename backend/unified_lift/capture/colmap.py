@@ -93,7 +93,12 @@ def read_colmap(folder: Path, with_points: bool = True) -> Capture:
     root, images_dir = _find_images_dir(folder, images)
     listed = [_make_view(image, cameras, images_dir, source) for image in images]
     views, left_out = checked_views(listed, root, source)
-    points, colors = read_points(model) if with_points else no_points()
+    points, colors, no_cloud = *no_points(), []
+    try:
+        if with_points:
+            points, colors = read_points(model)
+    except JobError as error:  # they can be found from the photos
+        no_cloud = [f"The model's points are not used: {error}"]
     return Capture(
         root=root,
         views=views,
@@ -101,7 +106,7 @@ def read_colmap(folder: Path, with_points: bool = True) -> Capture:
         point_colors=colors,
         world_to_blender=upright_rotation(views),
         has_split=False,
-        warnings=(*_other_models(model), *left_out),
+        warnings=(*_other_models(model), *left_out, *no_cloud),
     )
 
 

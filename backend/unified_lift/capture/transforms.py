@@ -205,14 +205,11 @@ def _read_points(
         model = colmap.find_model(root)
         if model is None:
             return *no_points(), []
-        if not _centers_agree(views, colmap.read_centers(root, model)):
-            return (
-                *no_points(),
-                [
-                    f"The cameras of {model} and {WHOLE} disagree: the points of the former are "
-                    "not used."
-                ],
-            )
+        centers = colmap.read_centers(root, model)
+        same = [view for view in views if view.image_path in centers]
+        if not _centers_agree(same, centers):
+            why = "disagree about the cameras" if same else "name no photo alike"
+            return *no_points(), [f"{model} and {WHOLE} {why}: the former's points are not used."]
         return *colmap.read_points(model), []
     except JobError as error:
         return *no_points(), [f"The capture's points are not used: {error}"]
@@ -221,9 +218,7 @@ def _read_points(
 def _centers_agree(views: list[View], centers: dict[Path, np.ndarray]) -> bool:
     """Whether the camera centres of two descriptions of one capture are the same places."""
     pairs = [
-        (view.center, centers[view.image_path])
-        for view in views
-        if view.image_path in centers and np.isfinite(view.viewmat).all()
+        (view.center, centers[view.image_path]) for view in views if np.isfinite(view.viewmat).all()
     ]
     if not pairs:
         return False

@@ -224,6 +224,15 @@ def _check_cameras(views: Sequence[View], source: Path) -> None:
                 f"The camera of {view.name} in {source} has focal lengths {view.K[0, 0]:g}, "
                 f"{view.K[1, 1]:g} and distortion {view.distortion}. Correct the file."
             )
+        size = np.array([view.width, view.height])
+        far = np.abs(view.K[:2, 2] - size / 2) > size * CaptureConfig.max_shift
+        narrow = size < CaptureConfig.min_field * view.K[[0, 1], [0, 1]]
+        if far.any() or narrow.any():
+            raise JobError(
+                f"The camera of {view.name} in {source} has focal lengths {view.K[0, 0]:g}, "
+                f"{view.K[1, 1]:g} and its centre at {view.K[0, 2]:g}, {view.K[1, 2]:g}: no photo "
+                f"of {view.width} x {view.height} pixels is taken so. Correct the file."
+            )
 
 
 def nearest_cameras(viewmats: np.ndarray, number: int) -> np.ndarray:

@@ -98,6 +98,11 @@ def _report_missing(
     paths: Sequence[Path | None], views: Sequence[View], masks_dir: Path, report: Report
 ) -> None:
     missing = [view.name for view, path in zip(views, paths) if path is None]
+    blurred = (".jpg", ".jpeg")
+    if any((masks_dir / f"{name}{ending}").is_file() for name in missing for ending in blurred):
+        raise JobError(
+            f"{masks_dir} holds JPEG files, which blur the borders of labels. Save them as PNG."
+        )
     if len(missing) == len(views):
         raise JobError(
             f"{masks_dir} has no label image for any of the {len(views)} training photos. The "
@@ -107,7 +112,7 @@ def _report_missing(
     if missing:
         report.warning(
             f"{len(missing)} of {len(views)} training photos have no label image in {masks_dir} "
-            f"({missing[0]}.png): they train the geometry only."
+            f"({missing[0]}.png): these tell nothing of objects."
         )
 
 

@@ -93,6 +93,10 @@ def describe_os_error(error: OSError, path: Path) -> str:
         return f"The disk is full, {where} could not be written. Free some space and run again."
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return f"No permission for {where}. Choose a folder that you may read and write."
+    if error.errno == errno.EISDIR:
+        return f"{where} is a folder. Name a file."
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return f"{where} cannot be a folder: there is a file of that name. Choose another one."
     if error.errno == errno.ENOENT:
         return f"There is no {where}. It was moved or deleted, or is named otherwise."
     return f"{where}: {error.strerror or error}."

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from unified_lift.config import DEVICES, JOINT, MASKS_SAM, METHODS, PRESETS, Settings
+from unified_lift.protocol.events import last_event
 from unified_lift.protocol.files import (
     CANCEL_FILE,
     EVENTS_FILE,
@@ -20,6 +21,7 @@ from unified_lift.protocol.files import (
     read_json,
     write_json,
 )
+from unified_lift.protocol.lock import is_locked
 
 SCHEMA_VERSION = 1
 MAX_SEED = 2**31  # as Blender's integers
@@ -41,19 +43,26 @@ class JobRequest:
 def write_job(job_dir: Path, request: JobRequest) -> None:
     """Make the job folder and its job.json; where that fails, no empty folder stays behind.
 
+    A job that failed before it made anything gives way: what it was asked for was a slip.
+
     Raises:
         JobError: the folder holds a job or anything else, or cannot be written.
     """
     path = Path(job_dir) / REQUEST_FILE
     try:
         check_settings(request.settings)
-        if path.exists():
+        own = {EVENTS_FILE, STATUS_FILE, LOCK_FILE, CANCEL_FILE, LOG_FILE, f"{REQUEST_FILE}.part"}
+        made = path.parent.is_dir() and {child.name for child in path.parent.iterdir()} - own
+        has_failed = last_event(path.parent).get("event") == "failed"
+        if made == {REQUEST_FILE} and has_failed and not is_locked(path.parent):
+            for name in (EVENTS_FILE, CANCEL_FILE, LOG_FILE, REQUEST_FILE):
+                (path.parent / name).unlink(missing_ok=True)
+        elif path.exists():
             raise JobError(
                 f"{job_dir} already holds a job. Choose another folder for the new one, or delete "
                 "that one."
             )
-        own = {EVENTS_FILE, STATUS_FILE, LOCK_FILE, CANCEL_FILE, LOG_FILE, f"{REQUEST_FILE}.part"}
-        if path.parent.is_dir() and {child.name for child in path.parent.iterdir()} - own:
+        elif made:
             raise JobError(
                 f"{job_dir} holds other files, which a job would overwrite. Choose a new folder."
             )
