@@ -9,14 +9,7 @@ from unified_lift.config import GeometryConfig, RenderConfig, TriangulationConfi
 from unified_lift.digests import digest_arrays, digest_code
 from unified_lift.gaussians import PARAMETERS, Gaussians, from_splats, to_splats
 from unified_lift.ply import Splats, read_ply, write_ply
-from unified_lift.protocol import (
-    SCENE_FILE,
-    JobError,
-    Report,
-    describe_os_error,
-    read_json,
-    write_json,
-)
+from unified_lift.protocol import JobError, Report, describe_os_error, read_json, write_json
 from unified_lift.rendering import Engine
 
 GEOMETRY_FILE = "geometry.ply"
@@ -68,12 +61,9 @@ def read_kept(folder: Path, source: dict) -> Gaussians | None:
     other = [name for name in source if known.get(name) != source[name]]
     if other:
         raise JobError(f"They were trained with another {' and '.join(other)}.")
-    # A result with the same splats takes their place.
-    places = [folder / GEOMETRY_FILE, folder.parent / SCENE_FILE]
-    path = next((path for path in places if path.is_file()), places[0])
-    splats = read_ply(path)
+    splats = read_ply(folder / GEOMETRY_FILE)
     if known.get("splats") != _digest(splats):
-        raise JobError(f"{path} was changed or is damaged.")
+        raise JobError(f"{folder / GEOMETRY_FILE} was changed or is damaged.")
     return from_splats(splats)
 
 
@@ -90,5 +80,5 @@ def kept_splats(folder: Path, source: dict, report: Report) -> Gaussians | None:
 
 
 def _digest(splats: Splats) -> str:
-    """Of what was trained, whatever ids the splats have got since."""
+    """Of what was trained."""
     return digest_arrays(getattr(splats, name) for name in PARAMETERS)

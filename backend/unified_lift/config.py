@@ -138,6 +138,7 @@ class PipelineConfig:
     min_lift_side: int = 240  # longest side, pixels; with many views fewer of them lift then
     preview_seconds: float = 5.0  # and what cannot be interrupted: fusion takes up to 10 s
     jpeg_quality: int = 95  # of undistorted photos
+    judged_photos: int = 24  # that splats are judged by where no photo is kept for tests
     min_splat_gain: float = 3.0  # dB over a flat picture; a user's splats below it are others'
     min_splat_alpha: float = 0.02  # mean over the views; below, they show none of the splats
 

@@ -430,7 +430,7 @@ def test_right_masks_sharpen_edges_and_the_trained_splats_stay(sample, sample_jo
     options = ("--masks", masks, "--preset", "draft", "--method", "votes")
     assert unified_lift("segment", sample, "--out", folder, *options).returncode == 0
     assert geometry_stages(folder) == ["Reading splats of job"]
-    assert "edges" not in stages_of(folder) and not geometry.exists()
+    assert "edges" not in stages_of(folder)
     shutil.copytree(sample / "gt" / "ids", masks, dirs_exist_ok=True)
     done = unified_lift("run", folder)
     assert done.returncode == 0, done.stderr
@@ -528,12 +528,12 @@ def test_a_result_that_was_changed_is_not_taken(small, tmp_path, trained):
     """Nor does it stand in the way of a whole one."""
     for name in ("first", "second"):
         shutil.copytree(trained, tmp_path / name)
-    path = tmp_path / "first" / "scene.ply"
+    path = tmp_path / "first" / "checkpoint" / "geometry.ply"
     splats = read_ply(path)
     write_ply(path, replace(splats, means=splats.means + 1))
     assert segment_small(small, tmp_path / "third").returncode == 0
     assert geometry_stages(tmp_path / "third") == ["Reading splats of second"]
-    (tmp_path / "second" / "scene.ply").unlink()
+    (tmp_path / "second" / "checkpoint" / "geometry.ply").unlink()
     (tmp_path / "third" / "checkpoint" / "source.json").write_text("[")
     assert segment_small(small, tmp_path / "fourth").returncode == 0
     assert geometry_stages(tmp_path / "fourth") == ["Training splats (cpu)"]
@@ -547,7 +547,8 @@ def test_splats_that_were_not_trained_are_not_taken_for_such(small, tmp_path, tr
     (job / "job.json").write_text(json.dumps(request))
     assert unified_lift("run", job).returncode == 0
     assert segment_small(small, tmp_path / "second").returncode == 0
-    assert geometry_stages(tmp_path / "second") == ["Training splats (cpu)"]
+    assert geometry_stages(tmp_path / "second") == ["Reading splats of job"]
+    assert same_result(tmp_path / "second", trained)
 
 
 # ---- bad input
@@ -732,4 +733,4 @@ def test_no_test_views_to_render(trained, tmp_path):
 
 
 def test_a_job_without_a_result_cannot_render(tmp_path):
-    assert fails(unified_lift("render", tmp_path, "--out", tmp_path / "views"), "cameras.json")
+    assert fails(unified_lift("render", tmp_path, "--out", tmp_path / "views"), "no job.json")

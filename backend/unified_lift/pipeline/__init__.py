@@ -12,13 +12,7 @@ from unified_lift.geometry import training_seconds
 from unified_lift.lift.published import Joint
 from unified_lift.pipeline.job import CONFIG, Job
 from unified_lift.pipeline.lifting import given_masks, is_judged_by_shape, prepare_lifting
-from unified_lift.pipeline.splats import (
-    end_checkpoint,
-    hold_splats,
-    job_splats,
-    judge_splats,
-    splat_quality,
-)
+from unified_lift.pipeline.splats import job_splats, judge_splats, splat_quality
 from unified_lift.pipeline.split import may_sharpen, split_scene, write_result
 from unified_lift.preparation import lift_size, read_photos
 from unified_lift.previews import Previews
@@ -61,13 +55,9 @@ def segment(job_dir: Path, request: JobRequest, report: JobReport) -> dict:
     split = split_scene(job, lifting, gaussians, joint)
 
     report.stage("export", "Writing the objects")
-    if split.gaussians is gaussians:
-        write_result(job_dir, split)
-        end_checkpoint(job)
-    else:
+    if split.gaussians is not gaussians:
         quality = splat_quality(job, split.gaussians)
-        hold_splats(job, gaussians)
-        write_result(job_dir, split)
+    write_result(job_dir, split)
     counts = {"objects": len(split.objects), "splats": len(split.object_ids)}
     return counts | {"psnr": quality.psnr}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,6 @@ import torch
 from unified_lift.capture import Capture
 from unified_lift.capture.images import load_photo, scaled_view
 from unified_lift.checkpoint import (
-    GEOMETRY_FILE,
     SOURCE_FILE,
     keep_splats,
     kept_splats,
@@ -24,13 +22,13 @@ from unified_lift.checkpoint import (
     splats_source,
 )
 from unified_lift.digests import digest_photos
-from unified_lift.gaussians import Gaussians, from_splats, to_splats
+from unified_lift.gaussians import Gaussians, from_splats
 from unified_lift.geometry import train, training_seconds
 from unified_lift.lift.published import Joint
 from unified_lift.metrics import psnr
 from unified_lift.pipeline.job import CONFIG, Job
-from unified_lift.ply import read_ply, write_ply
-from unified_lift.preparation import to_camera, with_points
+from unified_lift.ply import read_ply
+from unified_lift.preparation import spread, to_camera, with_points
 from unified_lift.protocol import CHECKPOINT_DIR, JobError, describe_os_error
 from unified_lift.rendering import Camera
 
@@ -76,20 +74,6 @@ def _kept(job: Job, own: Path, source: dict) -> tuple[Gaussians | None, Path]:
         if kept is not None:
             return kept, folder
     return kept_splats(own, source, job.report), own
-
-
-def hold_splats(job: Job, gaussians: Gaussians) -> None:
-    """Keep what was trained, where a result with other splats now takes the place of its copy."""
-    folder = _checkpoint(job)
-    path = folder / GEOMETRY_FILE
-    if (folder / SOURCE_FILE).is_file() and not path.is_file():
-        write_ply(path, to_splats(gaussians))
-
-
-def end_checkpoint(job: Job) -> None:
-    """The result has these splats now; what they were made from stays, for other jobs."""
-    with suppress(OSError):  # then they lie on the disk twice
-        (_checkpoint(job) / GEOMETRY_FILE).unlink(missing_ok=True)
 
 
 def _checkpoint(job: Job) -> Path:
@@ -166,7 +150,7 @@ def judge_splats(job: Job, gaussians: Gaussians) -> Quality:
 
 
 def splat_quality(job: Job, gaussians: Gaussians) -> Quality:
-    """Of the test views; of the training views where there are no others."""
+    """Of the test views; of some training views where there are no others."""
     values = []
     for camera, photo in _judging_photos(job):
         job.report.check()
@@ -179,9 +163,10 @@ def splat_quality(job: Job, gaussians: Gaussians) -> Quality:
 
 
 def _judging_photos(job: Job) -> Iterator[tuple[Camera, np.ndarray]]:
-    """Test photos, read one by one; without any the training photos, which are at hand."""
+    """Test photos, read one by one; without any, some training photos, which are at hand."""
     if not job.capture.test_views:
-        yield from zip(job.photos.cameras, job.photos.images, strict=True)
+        some = job.photos.pick(spread(range(len(job.photos.views)), CONFIG.judged_photos))
+        yield from zip(some.cameras, some.images, strict=True)
     for full in job.capture.test_views:
         view = scaled_view(full, job.config.longest_side)
         yield to_camera(view), load_photo(view)

@@ -81,7 +81,8 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
     objects, ids, confidence = describe(incidence, object_ids, splats, config)
     _check_objects(objects, tracks, job)
     previews.show(gaussians, label_map(lifting.weights[0], ids), "Objects")
-    gaussians = {name: value[torch.from_numpy(kept)] for name, value in gaussians.items()}
+    if not kept.all():
+        gaussians = {name: value[torch.from_numpy(kept)] for name, value in gaussians.items()}
     features = features.numpy()[kept] if len(features) else features.numpy()
     return Split(gaussians, objects, ids[kept], confidence[kept], features, codebook.numpy())
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from unified_lift.config import DEVICES, JOINT, MASKS_SAM, METHODS, PRESETS, Settings
 from unified_lift.protocol.events import last_event
 from unified_lift.protocol.files import (
+    CAMERAS_FILE,
     CANCEL_FILE,
     EVENTS_FILE,
     LOCK_FILE,
@@ -54,8 +55,9 @@ def write_job(job_dir: Path, request: JobRequest) -> None:
         own = {EVENTS_FILE, STATUS_FILE, LOCK_FILE, CANCEL_FILE, LOG_FILE, f"{REQUEST_FILE}.part"}
         made = path.parent.is_dir() and {child.name for child in path.parent.iterdir()} - own
         has_failed = last_event(path.parent).get("event") == "failed"
-        if made == {REQUEST_FILE} and has_failed and not is_locked(path.parent):
-            for name in (EVENTS_FILE, CANCEL_FILE, LOG_FILE, REQUEST_FILE):
+        nothing = made and made <= {REQUEST_FILE, CAMERAS_FILE}
+        if nothing and has_failed and not is_locked(path.parent):
+            for name in (EVENTS_FILE, CANCEL_FILE, LOG_FILE, *made):
                 (path.parent / name).unlink(missing_ok=True)
         elif path.exists():
             raise JobError(
