@@ -208,20 +208,20 @@ def vote_anew(
     config: LiftConfig,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[Incidence, np.ndarray]:
-    """Whose each Gaussian is, now that its edges are sharp.
+    """Whose each Gaussian is, now that objects are known and its edges sharp, or borders surer.
 
     Masks that may move borders count alike here, whereas those that fit their object better count
     more in `refine`.
 
     Args:
-        weights: of each view, N sharpened Gaussians.
+        weights: of each view, N Gaussians.
         label_maps: (H, W) int each, 0 = unlabelled, ids local to the view; None = no masks.
-        object_ids: (N,) int from 0, -1 = none, of the Gaussians as they were.
+        object_ids: (N,) int from 0, -1 = none, as found before.
         config: thresholds.
         check: called again and again; may raise Cancelled.
 
     Returns:
-        The incidence of masks and sharpened Gaussians; ids (N,) int64 from 0 without gaps.
+        The incidence of these masks and Gaussians; ids (N,) int64 from 0 without gaps.
     """
     incidence = mask_incidence(weights, label_maps)
     voted = revote(incidence, object_ids, config.refine_rounds, config, check=check)

@@ -37,7 +37,7 @@ from unified_lift.benchmark.suites import (
 )
 from unified_lift.capture import read_capture
 from unified_lift.checkpoint import keep_splats, kept_splats, splats_source
-from unified_lift.config import PRESETS, Budget, LiftConfig, SurfaceMaskConfig
+from unified_lift.config import AUTO_LIFT, PRESETS, Budget, LiftConfig, SurfaceMaskConfig
 from unified_lift.lift.objects import settle
 from unified_lift.masks.planes import SurfacePlanes
 from unified_lift.protocol import Cancelled, JobError, JobLock, Locked, SilentReport
@@ -143,7 +143,7 @@ def test_every_method_gives_an_object_to_each_gaussian(suite, name):
 
 def test_a_split_is_settled_as_in_a_job(suite):
     label_maps = suite_masks(suite, "paper", SilentReport())
-    _, planes = suite_surfaces(suite, SilentReport())
+    planes = suite_surfaces(suite, SilentReport()).planes
     frozen = Frozen(suite.weights, label_maps, LiftConfig(), splats=suite.seen_splats(planes))
     bare, settled = (
         ALL_METHODS[name].run(frozen, BUDGET, 0, SilentReport())
@@ -153,7 +153,8 @@ def test_a_split_is_settled_as_in_a_job(suite):
         score_split(suite, outcome.object_ids, frozen.incidence, LiftConfig())
         for outcome in (bare, settled)
     ]
-    assert scores[1]["extraction"]["iou"] > scores[0]["extraction"]["iou"]
+    assert scores[1]["extraction"]["iou"] >= scores[0]["extraction"]["iou"]
+    assert (bare.object_ids != settled.object_ids).any()
     assert abs(scores[1]["things"]["PQ"] - scores[0]["things"]["PQ"]) < 0.02
 
 
@@ -177,7 +178,7 @@ def test_edges_are_sharpened_where_masks_are_right(suite, monkeypatch):
 def test_masks_vote_anew_on_sharpened_splats(suite, monkeypatch):
     monkeypatch.setattr(edges, "EDGES", replace(edges.EDGES, max_gap=9.0))
     planes = SurfacePlanes.none()
-    frozen = _frozen(suite, "paper", lambda: (None, planes), SilentReport())
+    frozen = _frozen(suite, "paper", lambda: None, SilentReport())
     outcome = frozen.handed_over(Outcome(frozen.by_votes))
     sharp = suite.with_gaussians(outcome.gaussians)
     assert not torch.equal(sharp.gaussians["means"], suite.gaussians["means"])
@@ -187,6 +188,18 @@ def test_masks_vote_anew_on_sharpened_splats(suite, monkeypatch):
     assert np.array_equal(outcome.object_ids, settled)
     unsharp = replace(frozen, sharpen=None).handed_over(Outcome(frozen.by_votes))
     assert 0 < np.mean(outcome.object_ids != unsharp.object_ids) < 0.2
+
+
+def test_what_is_sure_has_the_last_vote(suite):
+    seen = suite_surfaces(suite, SilentReport())
+    frozen = _frozen(suite, "auto", lambda: seen, SilentReport())
+    outcome = frozen.handed_over(Outcome(frozen.by_votes))
+    _, voted = edges.vote_anew(suite.weights, seen.sure_maps, frozen.by_votes, AUTO_LIFT)
+    splats = suite.seen_splats(seen.planes)
+    settled, _ = settle(frozen.incidence, voted, splats, AUTO_LIFT)
+    assert np.array_equal(outcome.object_ids, settled)
+    last = replace(frozen, sure_maps=None).handed_over(Outcome(frozen.by_votes))
+    assert (outcome.object_ids != last.object_ids).any()
 
 
 def test_a_cell_keeps_the_splats_that_a_method_has_changed(suite, tmp_path):

@@ -345,7 +345,7 @@ def label_scene(photos, surface, config=CONFIG):
     planes, ids = find_surface_planes(surface, config)
     regions, plane_regions = segment(surface, planes, ids, config)
     maps = [
-        label_photo(photo, voxels, np.zeros_like(voxels), regions, plane_regions, config)
+        label_photo(photo, voxels, np.zeros_like(voxels), regions, plane_regions, config)[0]
         for photo, voxels in zip(photos, surface.pixel_voxels)
     ]
     return np.stack(maps), plane_regions
@@ -640,7 +640,8 @@ def test_what_stands_on_a_plane_takes_nothing_of_what_lies_there(scene, surface,
     regions, plane_regions = segment(surface, planes, plane_of_voxel, CONFIG)
     everywhere = np.ones((HEIGHT, WIDTH), np.int32)
     first = (painted[0][0], surface.pixel_voxels[0], everywhere)
-    labels = label_photo(*first, regions, plane_regions, CONFIG)
+    labels, sure = label_photo(*first, regions, plane_regions, CONFIG)
+    assert (sure != labels).any() and np.isin(sure[sure != labels], 0).all()
     is_flat = labels == regions.max() + 1
     assert is_flat[painted[1][0]].mean() > 0.9
     assert is_flat[scene[2][0] == ON_BOX].mean() < 0.1
@@ -699,13 +700,16 @@ def blend_weights(gaussians, cameras):
 
 def test_photos_and_splats_become_label_maps(scene, trained, weights):
     photos, _, truths = scene
-    maps, planes = surface_label_maps(
+    maps, sure, planes = surface_label_maps(
         photos, trained[1], trained[0], weights, CONFIG, SilentReport()
     )
     assert [labels.dtype for labels in maps] == [np.int32] * 12
     assert all(labels.shape == (HEIGHT, WIDTH) for labels in maps)
     box = majority(np.stack(maps), truths, ON_BOX)
     assert iou(np.stack(maps), box, truths, ON_BOX) > 0.75
+    told, said = np.stack(maps) > 0, np.stack(sure) > 0
+    assert np.array_equal(np.stack(sure)[said], np.stack(maps)[said])
+    assert 0.8 < said[told].mean() < 1
     on_plane = planes.plane_of_gaussian(trained[0]["means"].numpy()) == 1
     means = trained[0]["means"].numpy()
     assert on_plane[np.linalg.norm(means, axis=1) > 0.9].mean() > 0.95
@@ -716,7 +720,7 @@ def test_each_view_is_shown_when_its_depth_and_its_labels_are_found(scene, train
     shown = []
     config = replace(CONFIG, voxel_pixels=(PIXELS, 1.3 * PIXELS))
     args = (scene[0], trained[1], trained[0], weights, config, SilentReport())
-    maps, _ = surface_label_maps(*args, lambda *view: shown.append(view))
+    maps, *_ = surface_label_maps(*args, lambda *view: shown.append(view))
     assert [view for view, _ in shown] == [*range(12), *range(0, 12, 2), *range(1, 12, 2)]
     assert all(labels is None for _, labels in shown[:12])
     assert all(labels is maps[view] for view, labels in shown[12:])
@@ -731,11 +735,11 @@ def test_photos_take_turns_with_the_voxel_sizes_and_the_first_makes_the_planes(
         return surface_label_maps(scene[0], trained[1], trained[0], weights, config, report)
 
     fine, coarse = made(PIXELS), made(1.3 * PIXELS)
-    both, planes = made(1.3 * PIXELS, PIXELS)
+    both, _, planes = made(1.3 * PIXELS, PIXELS)
     turns = [coarse[0], fine[0]] * 6
     assert all(np.array_equal(both[view], turns[view][view]) for view in range(12))
     assert not all(np.array_equal(a, b) for a, b in zip(fine[0], coarse[0], strict=True))
-    assert np.array_equal(planes.positions, coarse[1].positions)
+    assert np.array_equal(planes.positions, coarse.planes.positions)
 
 
 def test_all_photos_show_a_flat_thing_whatever_their_voxel_size(painted, trained, weights):
@@ -743,7 +747,7 @@ def test_all_photos_show_a_flat_thing_whatever_their_voxel_size(painted, trained
     photos, papers = painted
     cameras = trained[1]
     scene = (photos, cameras, trained[0], weights)
-    maps, planes = surface_label_maps(*scene, config, SilentReport())
+    maps, _, planes = surface_label_maps(*scene, config, SilentReport())
     inside, beside = np.array([[0.9, 0, 0], [0.9, 0.7, 0]], np.float32)
     assert planes.plane_of_gaussian(np.stack([inside, beside])).tolist() == [0, 1]
     for view in (0, 1, 10, 11):  # those that see it well, of both sizes

@@ -45,6 +45,7 @@ class Frozen:
         splats: the Gaussians; None where a split stays as a method leaves it.
         sharpen: gives them the edges of a split (N,), raw parameters and how they are seen, or
             None where the masks do not show these; None where no job would.
+        sure_maps: what has the last vote; None where it is `label_maps`.
     """
 
     weights: list[BlendWeights]
@@ -53,6 +54,7 @@ class Frozen:
     shape_maps: list[np.ndarray] | None = None
     splats: SeenSplats | None = None
     sharpen: Callable[[np.ndarray], tuple[Gaussians, SeenSplats] | None] | None = None
+    sure_maps: list[np.ndarray] | None = None
 
     @property
     def num_gaussians(self) -> int:
@@ -81,9 +83,11 @@ class Frozen:
 
     def handed_over(self, outcome: Outcome) -> Outcome:
         """The same as a job hands it over: its edges sharp, voted on anew, settled."""
-        if self.splats is None:
-            return outcome
         incidence, object_ids = self.incidence, outcome.object_ids
+        if self.sure_maps:
+            _, object_ids = vote_anew(self.weights, self.sure_maps, object_ids, self.lift)
+        if self.splats is None:
+            return replace(outcome, object_ids=object_ids)
         sharp = self.sharpen and self.sharpen(object_ids)
         gaussians, splats = sharp or (None, self.splats)
         if sharp:

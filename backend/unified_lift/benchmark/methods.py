@@ -74,6 +74,11 @@ def unsharpened(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Ou
     return default(replace(frozen, sharpen=None), budget, seed, report)
 
 
+def unsure(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
+    """Ours with the last vote by what found the objects: colours have the last word on borders."""
+    return default(replace(frozen, sure_maps=None), budget, seed, report)
+
+
 def codes_alone(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
     """Ours without votes beside it: one codebook, compacted, nothing to choose from."""
     num_codes = count_codes(frozen.tracks, frozen.incidence, frozen.lift)
@@ -229,6 +234,7 @@ STEPS = {
     "no-settling": Row(
         unsettled, "ours as learned: background, holes where no view looks, frayed feet"
     ),
+    "no-sure-vote": Row(unsure, "ours, and *Automatic* without the vote of what is sure alone"),
     "no-sharpening": Row(unsharpened, "ours, on the same splats as all others"),
     "dissolve-all": Row(
         partial(changed, dissolve_joined=-1.0), "ours, dissolves also what masks never join"

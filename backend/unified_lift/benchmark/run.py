@@ -37,6 +37,7 @@ from unified_lift.gaussians import Gaussians
 from unified_lift.lift.incidence import mask_incidence
 from unified_lift.lift.objects import SeenSplats
 from unified_lift.masks.planes import SurfacePlanes
+from unified_lift.masks.surfaces import SurfaceMasks
 from unified_lift.protocol import JobError, JobLock, Report, read_json, write_json
 from unified_lift.rendering import Engine
 
@@ -216,8 +217,8 @@ def _run_suite(
             draw_level(suite, masks, frozen.label_maps, outcomes, work_dir, stamp)
 
 
-def _surfaces(suite: Suite, report: Report) -> tuple[list[np.ndarray] | None, SurfacePlanes]:
-    """Masks from geometry alone, None where no surface is seen; and the scene's planes.
+def _surfaces(suite: Suite, report: Report) -> SurfaceMasks | None:
+    """Masks from geometry alone, and the scene's planes; None where no surface is seen.
 
     Told once, for a cache keeps what this returns.
     """
@@ -225,29 +226,32 @@ def _surfaces(suite: Suite, report: Report) -> tuple[list[np.ndarray] | None, Su
         return suite_surfaces(suite, report)
     except JobError as error:
         report.warning(f"Things that masks fuse stay one, and all surfaces are things. {error}")
-        return None, SurfacePlanes.none()
+        return None
 
 
 def _frozen(
     suite: Suite,
     masks: str,
-    surfaces: Callable[[], tuple[list[np.ndarray] | None, SurfacePlanes]],
+    surfaces: Callable[[], SurfaceMasks | None],
     report: Report,
 ) -> Frozen:
     """What the methods are given of a level of masks."""
     if masks == TRUE_MASKS:
         return Frozen(suite.weights, suite_masks(suite, masks, report), LiftConfig())
-    shape_maps, planes = surfaces()
+    seen = surfaces()
+    planes = seen.planes if seen else SurfacePlanes.none()
     splats = suite.seen_splats(planes)
     if masks == MASKS_AUTO:
-        label_maps = shape_maps or suite_surfaces(suite, report)[0]  # says why there are none
-        return Frozen(suite.weights, label_maps, AUTO_LIFT, splats=splats)
+        seen = seen or suite_surfaces(suite, report)  # says why there are none
+        scene = (suite.weights, seen.label_maps, AUTO_LIFT)
+        return Frozen(*scene, splats=splats, sure_maps=seen.sure_maps)
     label_maps = suite_masks(suite, masks, report)
 
     def sharpen(object_ids: np.ndarray) -> tuple[Gaussians, SeenSplats] | None:
         sharp = suite.sharpened(label_maps, object_ids, report)
         return sharp and (sharp.gaussians, sharp.seen_splats(planes))
 
+    shape_maps = seen and seen.label_maps
     return Frozen(suite.weights, label_maps, LiftConfig(), shape_maps, splats, sharpen)
 
 

@@ -32,7 +32,7 @@ from unified_lift.geometry import train
 from unified_lift.lift.objects import SeenSplats
 from unified_lift.masks.folder import folder_label_maps
 from unified_lift.masks.planes import SurfacePlanes
-from unified_lift.masks.surfaces import surface_label_maps
+from unified_lift.masks.surfaces import SurfaceMasks, surface_label_maps
 from unified_lift.metrics import psnr, read_meta, read_truth, ssim
 from unified_lift.preparation import (
     Photos,
@@ -346,7 +346,7 @@ def suite_masks(suite: Suite, level: str, report: Report) -> list[np.ndarray | N
     return folder_label_maps(folder, sources, report)
 
 
-def suite_surfaces(suite: Suite, report: Report) -> tuple[list[np.ndarray], SurfacePlanes]:
+def suite_surfaces(suite: Suite, report: Report) -> SurfaceMasks:
     """Label maps of the training photos from geometry alone, and the scene's large planes.
 
     Raises:

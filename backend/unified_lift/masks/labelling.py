@@ -18,8 +18,8 @@ def label_photo(
     regions: np.ndarray,
     plane_regions: np.ndarray,
     config: SurfaceMaskConfig,
-) -> np.ndarray:
-    """Label map of one photo.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Label map of one photo, and what of it is sure.
 
     Args:
         photo: (H, W, 3) uint8.
@@ -31,14 +31,16 @@ def label_photo(
 
     Returns:
         (H, W) int32, 0 = unlabelled; regions keep their number, flat things on planes get those
-        above.
+        above. And the same where surface and colours agree, else 0: each is wrong by some pixels at
+        borders, the one by voxels, the other where two things look alike.
     """
     scale = max(photo.shape[:2]) / config.reference_side
     labels = np.where(pixel_voxels >= 0, regions[pixel_voxels], 0)
     labels = fill_gaps(labels, config.fill_gap * scale)
     on_plane = np.isin(labels, plane_regions) & (flat > 0)
     labels = np.where(on_plane, regions.max() + flat, labels)
-    return snap(photo, labels, scale, config)
+    snapped = snap(photo, labels, scale, config)
+    return snapped, np.where(snapped == labels, snapped, 0)
 
 
 def fill_gaps(labels: np.ndarray, reach: float) -> np.ndarray:

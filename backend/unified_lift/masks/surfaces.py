@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from skimage.color import rgb2lab
@@ -35,6 +35,20 @@ MAX_THREADS = 4  # NumPy lets them run side by side; each holds the entries of o
 Result = TypeVar("Result")
 
 
+class SurfaceMasks(NamedTuple):
+    """What a surface and its colours tell.
+
+    Attributes:
+        label_maps: (H, W) int32 of each photo, 0 = unlabelled.
+        sure_maps: the same where both agree, else 0.
+        planes: of the scene, without the flat things on them.
+    """
+
+    label_maps: list[np.ndarray]
+    sure_maps: list[np.ndarray]
+    planes: SurfacePlanes
+
+
 def surface_label_maps(
     photos: list[np.ndarray],
     cameras: list[Camera],
@@ -43,7 +57,7 @@ def surface_label_maps(
     config: SurfaceMaskConfig,
     report: Report,
     show: Show = lambda view, labels: None,
-) -> tuple[list[np.ndarray], SurfacePlanes]:
+) -> SurfaceMasks:
     """Make a label map for each photo, with the voxel sizes in turn.
 
     Args:
@@ -55,10 +69,6 @@ def surface_label_maps(
         report: told of each view, twice (depth, labels); its stage is the caller's.
         show: called as often, with the view's label map or None, to make a preview.
 
-    Returns:
-        V label maps (H, W) int32, 0 = unlabelled; and the planes of the scene without the flat
-        things on them.
-
     Raises:
         JobError: nothing is opaque, or no surface is seen by several photos.
     """
@@ -66,7 +76,7 @@ def surface_label_maps(
     lab_photos = [rgb2lab(photo).astype(np.float32) for photo in photos]
     divide = partial(_divide, lab_photos, views, config=config, report=report)
     sizes = config.voxel_pixels[: len(photos)]
-    found: dict[int, np.ndarray] = {}
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     all_planes: list[SurfacePlanes] = []
     flat: list[np.ndarray] = []
     for divided in _in_threads(divide, sizes):
@@ -78,13 +88,14 @@ def surface_label_maps(
         turn = range(len(all_planes), len(photos), len(sizes))
         label = partial(label_photo, regions=regions, plane_regions=plane_regions, config=config)
         some = ([images[view] for view in turn] for images in (photos, pixel_voxels, flat))
-        for view, labels in zip(turn, _in_threads(label, *some), strict=True):
-            found[view] = labels
+        for view, (labels, sure) in zip(turn, _in_threads(label, *some), strict=True):
+            found[view] = labels, sure
             left = 1 - len(found) / len(photos)
             report.progress(round(STEPS * (1 - config.label_time * left)), STEPS, "labels")
             show(view, labels)
         all_planes.append(planes)
-    return [found[view] for view in range(len(photos))], all_planes[0]
+    label_maps, sure_maps = zip(*(found[view] for view in range(len(photos))), strict=True)
+    return SurfaceMasks(list(label_maps), list(sure_maps), all_planes[0])
 
 
 def _divide(

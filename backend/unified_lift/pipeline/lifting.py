@@ -51,6 +51,7 @@ class Lifting:
         photos: V photos.
         weights: blend weights of each; they change with the Gaussians.
         label_maps: (H, W) int32 each, 0 = unlabelled.
+        sure_maps: those that have the last vote; None where the label maps have it.
         shapes: (N,) int from 0, -1 = none, what geometry alone shows; None where nobody asks, or
             there is no surface.
         planes: the large ones of the scene.
@@ -59,6 +60,7 @@ class Lifting:
     photos: Photos
     weights: list[BlendWeights]
     label_maps: list[np.ndarray]
+    sure_maps: list[np.ndarray] | None
     shapes: np.ndarray | None
     planes: SurfacePlanes
 
@@ -122,9 +124,9 @@ def prepare_lifting(job: Job, given: GivenMasks, gaussians: Gaussians) -> Liftin
             job.previews.show(gaussians, labels, label)
 
     scene = (chosen.images, chosen.cameras, gaussians, weights, SurfaceMaskConfig())
-    shapes, planes = None, SurfacePlanes.none()
+    sure_maps, shapes, planes = None, None, SurfacePlanes.none()
     try:
-        label_maps, planes = surface_label_maps(*scene, job.report, show)
+        label_maps, sure_maps, planes = surface_label_maps(*scene, job.report, show)
         if is_judged_by_shape(job.settings):
             shapes = shapes_of(weights, label_maps, job.report.check)
     except JobError as error:
@@ -150,7 +152,8 @@ def prepare_lifting(job: Job, given: GivenMasks, gaussians: Gaussians) -> Liftin
             f"in. Choose other masks.{where_kept(job)}"
         )
     check_mask_count(label_maps, LiftConfig())
-    lifting = Lifting(chosen, weights, label_maps, shapes, planes)
+    sure_maps = sure_maps if masks == MASKS_AUTO else None
+    lifting = Lifting(chosen, weights, label_maps, sure_maps, shapes, planes)
     _write_masks(job.folder / MASKS_DIR, lifting)
     return lifting
 

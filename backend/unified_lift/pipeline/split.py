@@ -64,6 +64,9 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
         _check_objects([], tracks, job)
     learned = _learn(job, lifting, gaussians, joint, incidence, tracks, config)
     object_ids, features, codebook = learned
+    if lifting.sure_maps and settings.method in OURS:
+        voters = (lifting.weights, lifting.sure_maps)
+        _, object_ids = vote_anew(*voters, object_ids, config, report.check)
     if may_sharpen(settings):
         sharpened = _sharpened(job, lifting, gaussians, object_ids, config)
         if sharpened is not None:
