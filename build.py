@@ -285,12 +285,16 @@ def test(arguments: list[str]) -> None:
 
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:
     """Tests, as paths from the root, and pytest's options; a folder may be named as a value."""
-    given = [word for word in words if word.startswith("tests") or "::" in word]
+    given = [word for word in words if "::" in word or _is_below_tests(word)]
     lost = [word for word in given if not Path(word.split("::")[0]).exists()]
     if lost:
         raise BuildError(f"There is no test {lost[0]}.")
     tests = [os.path.relpath(Path(word).absolute(), ROOT) for word in given]
     return tests, [word for word in words if word not in given]
+
+
+def _is_below_tests(word: str) -> bool:
+    return (ROOT / "tests") in (path := Path(word).absolute().resolve(), *path.parents)
 
 
 def backend(arguments: list[str]) -> int:

@@ -49,7 +49,7 @@ log = logging.getLogger("unified_lift")
 
 PRINT_SECONDS = 5.0  # between two lines of progress
 REPORT_HEAD = "# Benchmark of "  # how every report begins
-CAPTURE_PARTS = ("transforms.json", "transforms_train.json", "sparse", "images", "gt", "masks")
+CAPTURE_PARTS = ("transforms.json", "transforms_train.json", "sparse", "gt", "masks")
 ENGINE_COMMAND = "benchmark engine"  # two words of the shell, one command here
 SAMPLE = Path(__file__).parents[2] / "tests" / "data" / "messy8"  # beside the sources only
 SOURCE_HELP = "capture, trained with the draft preset, or trained PLY (the sample)"

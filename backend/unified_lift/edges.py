@@ -208,24 +208,50 @@ def vote_anew(
     config: LiftConfig,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[Incidence, np.ndarray]:
-    """Whose each Gaussian is, now that objects are known and its edges sharp, or borders surer.
+    """Whose each Gaussian is, now that its edges are sharp.
 
     Masks that may move borders count alike here, whereas those that fit their object better count
     more in `refine`.
 
     Args:
-        weights: of each view, N Gaussians.
+        weights: of each view, N sharpened Gaussians.
         label_maps: (H, W) int each, 0 = unlabelled, ids local to the view; None = no masks.
-        object_ids: (N,) int from 0, -1 = none, as found before.
+        object_ids: (N,) int from 0, -1 = none, of the Gaussians as they were.
         config: thresholds.
         check: called again and again; may raise Cancelled.
 
     Returns:
-        The incidence of these masks and Gaussians; ids (N,) int64 from 0 without gaps.
+        The incidence of masks and sharpened Gaussians; ids (N,) int64 from 0 without gaps.
     """
     incidence = mask_incidence(weights, label_maps)
     voted = revote(incidence, object_ids, config.refine_rounds, config, check=check)
     return incidence, without_gaps(voted)
+
+
+def vote_where_sure(
+    incidence: Incidence,
+    weights: list[BlendWeights],
+    sure_maps: list[np.ndarray],
+    object_ids: np.ndarray,
+    config: LiftConfig,
+    check: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Whose each Gaussian is by the pixels alone of which masks are sure.
+
+    Args:
+        incidence: of all that masks say, N Gaussians.
+        weights: of each view.
+        sure_maps: (H, W) int of each view, 0 = unsure, which says nothing, or unlabelled.
+        object_ids: (N,) int from 0, -1 = none; it stays so where no sure pixel shows a Gaussian.
+        config: thresholds.
+        check: called again and again; may raise Cancelled.
+
+    Returns:
+        (N,) int64 from 0 without gaps.
+    """
+    sure = replace(mask_incidence(weights, sure_maps), void=incidence.void)
+    voted = revote(sure, object_ids, config.refine_rounds, config, check=check)
+    return without_gaps(np.where(sure.mass_of_gaussian > 0, voted, object_ids))
 
 
 def sharpening_seconds(config: GeometryConfig, cameras: list[Camera]) -> float:

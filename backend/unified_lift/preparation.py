@@ -143,7 +143,7 @@ def _check_pictures(
     if copies:
         report.warning(
             f"{len(copies)} of {len(images)} training photos show the same picture as another one "
-            f"({copies[0]}), though from another place: copies tell wrong depths. Take them out."
+            f"({copies[0]}). Copies tell wrong depths: take them out."
         )
 
 

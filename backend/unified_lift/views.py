@@ -29,7 +29,7 @@ from unified_lift.rendering import Camera, Engine, load_engine
 
 CONFIG = PipelineConfig()
 RGB_DIR, IDS_DIR = "rgb", "ids"
-OWN_FILE = "views.json"  # beside them: they are ours and may be written anew
+OWN_FILE = "rendered_job.json"  # beside them: they are ours and may be written anew
 
 
 def render_views(job_dir: Path, out_dir: Path, split: str, objects: list[int], device: str) -> int:

@@ -188,7 +188,10 @@ def _any_is(*states: str) -> bool:
 
 def _update(watch: Watch) -> None:
     try:  # an error would end the timer of all jobs
-        if watch.job_dir.is_dir():
+        # Of a folder that is being copied back, the request may come late.
+        is_back = (watch.job_dir / protocol.REQUEST_FILE).is_file()
+        if is_back or (watch.state != MISSING and watch.job_dir.is_dir()):
+            watch.message = "" if watch.state == MISSING else watch.message
             _read_folder(watch)
         else:
             watch.state = MISSING
@@ -301,19 +304,17 @@ def _view_layer(scene: Scene) -> ViewLayer:
 
 
 def _wake() -> None:
-    if not bpy.app.timers.is_registered(_tick):
-        bpy.app.timers.register(_tick, first_interval=POLL_SECONDS, persistent=True)
+    if bpy.app.timers.is_registered(_tick):  # it may sleep for a folder that is away
+        bpy.app.timers.unregister(_tick)
+    bpy.app.timers.register(_tick, first_interval=POLL_SECONDS, persistent=True)
 
 
 def _tick() -> float | None:
-    was_away = _any_is(MISSING)
     waiting = poll()
-    is_away = _any_is(MISSING)
-    if waiting or not (was_away and is_away):
-        redraw_views()
+    redraw_views()
     if waiting:
         return POLL_SECONDS
-    return AWAY_SECONDS if is_away else None
+    return AWAY_SECONDS if _any_is(MISSING) else None
 
 
 def attach_all() -> None:
@@ -376,6 +377,7 @@ def _store_paths(path: str, now: str = "") -> None:
 _HANDLERS = {
     "load_post": _on_load,
     "undo_post": _after_undo,
+    "redo_post": _after_undo,
     "save_pre": _before_save,
     "save_post": _after_save,
     "save_post_fail": _after_save,

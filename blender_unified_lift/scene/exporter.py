@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from bpy.types import Context, Object
 
-from unified_lift.ply import SH_COUNTS, Splats, write_ply
+from unified_lift.ply import Splats, write_ply
 from unified_lift.protocol import JobError, describe_os_error
 
 from . import objects, schema
-from .transform import transformed
+from .transform import transformed, with_whole_degree
 
 
 class Part(NamedTuple):
@@ -123,23 +123,13 @@ def _origin(context: Context, exported: Sequence[Object]) -> Object | None:
 
 def _joined(parts: Sequence[Part], world_to_capture: np.ndarray) -> Splats:
     """The splats of all parts in one frame, with one SH degree."""
-    most = min(max(part.splats.shN.shape[1] for part in parts), SH_COUNTS[-1])
-    num_sh = next(whole for whole in SH_COUNTS if whole >= most)
+    most = max(part.splats.shN.shape[1] for part in parts)
     done = []
     for part, number in zip(parts, _distinct_ids(parts), strict=True):
-        splats = replace(
-            part.splats,
-            shN=_resized(part.splats.shN, num_sh),
-            object_ids=np.full(len(part.splats), number, np.int32),
-        )
+        ids = np.full(len(part.splats), number, np.int32)
+        splats = replace(with_whole_degree(part.splats, most), object_ids=ids)
         done.append(vars(transformed(splats, world_to_capture @ part.matrix)))
     return Splats(**{name: np.concatenate([one[name] for one in done]) for name in done[0]})
-
-
-def _resized(shN: np.ndarray, num_sh: int) -> np.ndarray:
-    """(N, num_sh, 3): a user may have removed attributes of a degree, or made one more."""
-    shN = shN[:, :num_sh]
-    return np.pad(shN, ((0, 0), (0, num_sh - shN.shape[1]), (0, 0)))
 
 
 def _distinct_ids(parts: Sequence[Part]) -> list[int]:

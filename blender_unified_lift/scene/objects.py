@@ -23,7 +23,7 @@ from mathutils import Matrix
 from unified_lift.protocol import JobError
 
 from .schema import OBJECT_ID, is_splats, read_splats, write_splats
-from .transform import transformed
+from .transform import transformed, with_whole_degree
 
 JOB_KEY = "unified_lift_job"  # custom property of a root collection: the job folder
 CAPTURE_KEY = "unified_lift_capture"  # likewise: the folder of its photos
@@ -149,14 +149,14 @@ def join(context: Context) -> None:
     if not np.linalg.det(axes):
         raise JobError(f"{whole.name} has a scale of 0. Give it another one, then join.")
     pieces = [obj for obj in layer.objects.selected if is_splats(obj) and obj != whole]
+    select(context, [*pieces, whole])  # Join would take in clouds that are no splats
     folders = {folder for obj in pieces for folder in _folders(obj)}
     for obj in pieces:
         linear = np.eye(4)
         linear[:3, :3] = np.linalg.inv(axes) @ np.array(obj.matrix_world.to_3x3())
-        if np.allclose(linear, np.eye(4), atol=1e-6):
-            continue
-        obj.data = obj.data.copy()  # another object may use it
-        write_splats(obj.data, transformed(read_splats(obj.data), linear))
+        if obj.data.users > 1:
+            obj.data = obj.data.copy()
+        write_splats(obj.data, transformed(with_whole_degree(read_splats(obj.data)), linear))
         place = Matrix.Translation(obj.matrix_world.translation)
         obj.matrix_world = place @ whole.matrix_world.to_3x3().to_4x4()
     bpy.ops.object.join()
@@ -239,7 +239,7 @@ def isolate(context: Context, kept: Iterable[Object]) -> None:
     """Hide all parts but these in viewport and render; `leave_isolation` is the way back."""
     kept = set(kept)
     layer = context.view_layer
-    for obj in parts(context.scene):
+    for obj in _parts_switched_on(context):
         if obj in kept:
             obj.pop(ISOLATED_KEY, None)
             set_visible(obj, layer, True)
@@ -276,12 +276,7 @@ def leave_isolation(context: Context) -> None:
 def show_all(context: Context) -> None:
     """Show every part, in viewport and render; but of no capture that is switched off whole."""
     layer = context.view_layer
-    shown = [
-        root
-        for root in roots(context.scene)
-        if not layer_path(layer.layer_collection, root)[-1].exclude
-    ]
-    for obj in (obj for root in shown for _, obj in rows(root)):
+    for obj in _parts_switched_on(context):
         obj.pop(ISOLATED_KEY, None)
         set_visible(obj, layer, True)
         obj.hide_render = False
@@ -308,6 +303,13 @@ def alone_in_render(scene: Scene, kept: Iterable[Object]) -> Iterator[None]:
         scene.render.film_transparent = was_transparent
 
 
+def _parts_switched_on(context: Context) -> list[Object]:
+    """The objects of all captures that are not excluded whole from the view layer."""
+    top = context.view_layer.layer_collection
+    shown = [root for root in roots(context.scene) if not layer_path(top, root)[-1].exclude]
+    return [obj for root in shown for _, obj in rows(root)]
+
+
 def switch_off_earlier(context: Context, latest: Collection) -> bool:
     """Exclude other results of a capture from the view layer: they would lie in the same place.
 
@@ -315,6 +317,7 @@ def switch_off_earlier(context: Context, latest: Collection) -> bool:
         Whether there were any.
     """
     top = context.view_layer.layer_collection
+    leave_isolation(context)
     earlier = [
         layer_path(top, root)[-1]
         for root in roots(context.scene)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from unified_lift.ply import Splats
+from unified_lift.ply import SH_COUNTS, Splats
 
 _NOISE = 2e-6  # of matrices that Blender has multiplied in float32, as a share of their size
 _NUM_DIRECTIONS = 400  # far more than the 16 harmonics of degree 3 need
@@ -42,6 +42,19 @@ def transformed(splats: Splats, matrix: np.ndarray) -> Splats:
         sh0=np.ascontiguousarray(harmonics[:, :1]),
         shN=np.ascontiguousarray(harmonics[:, 1:]),
     )
+
+
+def with_whole_degree(splats: Splats, least: int = 0) -> Splats:
+    """Splats with all harmonics of a degree: a user may have removed some, or made one more.
+
+    Args:
+        splats: with any number of coefficients above the constant one.
+        least: of these, how many the degree has room for at least.
+    """
+    most = min(max(splats.shN.shape[1], least), SH_COUNTS[-1])
+    num_sh = next(whole for whole in SH_COUNTS if whole >= most)
+    kept = splats.shN[:, :num_sh]
+    return replace(splats, shN=np.pad(kept, ((0, 0), (0, num_sh - kept.shape[1]), (0, 0))))
 
 
 def rotation_matrices(quats: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The operators on jobs: start, cancel, resume, import, look into."""
 
+import os
 from pathlib import Path
 
 import bpy
@@ -177,7 +178,7 @@ class UNIFIEDLIFT_OT_import_job(Operator):
         return {"RUNNING_MODAL"}
 
     def execute(self, context):
-        job_dir = Path(bpy.path.abspath(self.directory))
+        job_dir = Path(os.path.normpath(bpy.path.abspath(self.directory)))
         again = any(session.stored_path(root) == job_dir for root in objects.roots(context.scene))
         try:
             root = importer.import_job(context, job_dir)

@@ -48,7 +48,10 @@ class UNIFIEDLIFT_OT_separate(Operator):
         return True
 
     def execute(self, context):
-        return {"FINISHED"} if objects.separate(context) else {"CANCELLED"}
+        if not objects.separate(context):
+            self.report({"WARNING"}, "No splats are selected")
+            return {"CANCELLED"}
+        return {"FINISHED"}
 
 
 _CLASSES = (UNIFIEDLIFT_OT_join, UNIFIEDLIFT_OT_separate)

@@ -136,13 +136,20 @@ def test_a_second_result_takes_the_place_of_the_first(segmented, finished_job):
 
     with JobLock(finished_job), JobReport(finished_job) as report:
         report.emit("done", objects=3, seconds={})
-    bpy.context.view_layer.objects.active = bpy.data.objects["Object 001"]
+    objects.focus(bpy.context, bpy.data.objects["Object 001"])
+    bpy.ops.unified_lift.isolate()
     watch = session.attach(bpy.context.scene, finished_job)
     poll()
+    assert not objects.is_isolated(bpy.context.scene)
     assert "The earlier result is switched off in the Outliner" in watch.message
     latest = objects.root(bpy.context)
     assert latest != segmented
     bpy.ops.unified_lift.show_all()
+    shown = {obj for obj in objects.parts(bpy.context.scene) if obj.visible_get()}
+    assert shown == {obj for _, obj in objects.rows(latest)}
+    objects.select(bpy.context, [objects.rows(latest)[0][1]])
+    bpy.ops.unified_lift.isolate()
+    bpy.ops.unified_lift.leave_isolation()
     shown = {obj for obj in objects.parts(bpy.context.scene) if obj.visible_get()}
     assert shown == {obj for _, obj in objects.rows(latest)}
 

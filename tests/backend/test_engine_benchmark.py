@@ -121,7 +121,7 @@ def test_gsplats_torch_parts_project_and_shade_like_the_core():
 def test_what_cannot_be_measured_is_a_clear_error(words, message, caplog, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.md").write_text("# Mine")
-    (tmp_path / "capture" / "images").mkdir(parents=True)
+    (tmp_path / "capture" / "gt").mkdir(parents=True)
     assert main(["benchmark", "engine", *words]) == 1
     assert message in caplog.text
     assert (tmp_path / "notes.md").read_text() == "# Mine"

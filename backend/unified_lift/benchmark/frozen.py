@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from unified_lift.config import LiftConfig
-from unified_lift.edges import vote_anew
+from unified_lift.edges import vote_anew, vote_where_sure
 from unified_lift.gaussians import Gaussians
 from unified_lift.lift.compaction import compact
 from unified_lift.lift.incidence import Incidence, mask_incidence
@@ -42,7 +42,7 @@ class Frozen:
         label_maps: (H, W) int each, 0 = unlabelled, ids local to the view; None = no masks.
         lift: thresholds for this kind of masks.
         shape_maps: likewise, what geometry alone shows; None where it made the masks.
-        splats: the Gaussians; None where a split stays as a method leaves it.
+        splats: the Gaussians; None where a split is not settled.
         sharpen: gives them the edges of a split (N,), raw parameters and how they are seen, or
             None where the masks do not show these; None where no job would.
         sure_maps: what has the last vote; None where it is `label_maps`.
@@ -82,10 +82,14 @@ class Frozen:
         return None if self.shape_maps is None else shapes_of(self.weights, self.shape_maps)
 
     def handed_over(self, outcome: Outcome) -> Outcome:
-        """The same as a job hands it over: its edges sharp, voted on anew, settled."""
+        """As a job hands it over: its edges sharp, voted on anew, settled.
+
+        What a job leaves out of the scene is here of no object.
+        """
         incidence, object_ids = self.incidence, outcome.object_ids
         if self.sure_maps:
-            _, object_ids = vote_anew(self.weights, self.sure_maps, object_ids, self.lift)
+            voters = (incidence, self.weights, self.sure_maps)
+            object_ids = vote_where_sure(*voters, object_ids, self.lift)
         if self.splats is None:
             return replace(outcome, object_ids=object_ids)
         sharp = self.sharpen and self.sharpen(object_ids)

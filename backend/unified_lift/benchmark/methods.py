@@ -75,7 +75,7 @@ def unsharpened(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Ou
 
 
 def unsure(frozen: Frozen, budget: Budget, seed: int, report: Report) -> Outcome:
-    """Ours with the last vote by what found the objects: colours have the last word on borders."""
+    """Ours with no vote after that by which objects were found: colours move borders."""
     return default(replace(frozen, sure_maps=None), budget, seed, report)
 
 
@@ -224,16 +224,10 @@ STEPS = {
     "no-pieces": Row(
         partial(changed, piece_agreement=(2.0, 2.0)), "ours, no joining of pieces at the end"
     ),
-    "no-cut": Row(
-        partial(changed, cut_agreement=0.0), "ours, geometry divides nothing that masks fuse"
-    ),
+    "no-cut": Row(partial(changed, cut_agreement=0.0), "ours, geometry divides nothing"),
     "no-dissolve": Row(partial(changed, dissolve_support=0.0), "ours without dissolving"),
-    "no-refine": Row(
-        partial(changed, refine_rounds=0), "ours without any votes after the compaction"
-    ),
-    "no-settling": Row(
-        unsettled, "ours as learned: background, holes where no view looks, frayed feet"
-    ),
+    "no-refine": Row(partial(changed, refine_rounds=0), "ours, no votes after the compaction"),
+    "no-settling": Row(unsettled, "ours, not settled: background, holes, frayed feet"),
     "no-sure-vote": Row(unsure, "ours, and *Automatic* without the vote of what is sure alone"),
     "no-sharpening": Row(unsharpened, "ours, on the same splats as all others"),
     "dissolve-all": Row(

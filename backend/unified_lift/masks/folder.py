@@ -98,16 +98,13 @@ def _report_missing(
     paths: Sequence[Path | None], views: Sequence[View], masks_dir: Path, report: Report
 ) -> None:
     missing = [view.name for view, path in zip(views, paths) if path is None]
-    blurred = (".jpg", ".jpeg")
-    if any((masks_dir / f"{name}{ending}").is_file() for name in missing for ending in blurred):
-        raise JobError(
-            f"{masks_dir} holds JPEG files, which blur the borders of labels. Save them as PNG."
-        )
     if len(missing) == len(views):
+        blurred = any((masks_dir / f"{missing[0]}{end}").is_file() for end in (".jpg", ".jpeg"))
+        jpeg = " JPEG files serve not: they blur the borders of labels." if blurred else ""
         raise JobError(
             f"{masks_dir} has no label image for any of the {len(views)} training photos. The "
             f"first would be {missing[0]}.png. Choose the folder whose files are named as the "
-            "photos."
+            f"photos.{jpeg}"
         )
     if missing:
         report.warning(

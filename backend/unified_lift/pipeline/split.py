@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from unified_lift.config import AUTO_LIFT, MASKS_AUTO, OURS, LiftConfig, PublishedConfig, Settings
-from unified_lift.edges import border_targets, sharpen_edges, vote_anew
+from unified_lift.edges import border_targets, sharpen_edges, vote_anew, vote_where_sure
 from unified_lift.gaussians import Gaussians, to_splats
 from unified_lift.lift.compaction import compact, without_gaps
 from unified_lift.lift.default import learn_objects
@@ -65,8 +65,8 @@ def split_scene(job: Job, lifting: Lifting, gaussians: Gaussians, joint: Joint |
     learned = _learn(job, lifting, gaussians, joint, incidence, tracks, config)
     object_ids, features, codebook = learned
     if lifting.sure_maps and settings.method in OURS:
-        voters = (lifting.weights, lifting.sure_maps)
-        _, object_ids = vote_anew(*voters, object_ids, config, report.check)
+        voters = (incidence, lifting.weights, lifting.sure_maps)
+        object_ids = vote_where_sure(*voters, object_ids, config, report.check)
     if may_sharpen(settings):
         sharpened = _sharpened(job, lifting, gaussians, object_ids, config)
         if sharpened is not None:

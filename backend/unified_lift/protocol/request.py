@@ -55,7 +55,7 @@ def write_job(job_dir: Path, request: JobRequest) -> None:
         own = {EVENTS_FILE, STATUS_FILE, LOCK_FILE, CANCEL_FILE, LOG_FILE, f"{REQUEST_FILE}.part"}
         made = path.parent.is_dir() and {child.name for child in path.parent.iterdir()} - own
         has_failed = last_event(path.parent).get("event") == "failed"
-        nothing = made and made <= {REQUEST_FILE, CAMERAS_FILE}
+        nothing = made and made <= {REQUEST_FILE, CAMERAS_FILE}  # no splats, no undistorted photos
         if nothing and has_failed and not is_locked(path.parent):
             for name in (EVENTS_FILE, CANCEL_FILE, LOG_FILE, *made):
                 (path.parent / name).unlink(missing_ok=True)
