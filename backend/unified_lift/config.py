@@ -351,7 +351,7 @@ class LiftConfig:
     few_views: float = 0.2  # share of the views, each weighted by how well it sees the thing
     surface_share: float = 0.3  # of its mass on a large plane makes an object a surface
     # A thing's Gaussian is hidden if less than this share is seen of what it would show without the
-    # surfaces: the root of its mean square over the views, for what a tenth of them shows whole is
+    # surfaces: the root of its mean square over the views, for what one in 25 shows whole is
     # part of something, below a table, say, and what all of them show a little of nothing. With .3
     # feet are cleaner (extraction: messy25 .957, with .2 .955, before .953; messy8 .957 with both,
     # before .952), but a real kitchen loses (PQ .844, .845, before .846).
