@@ -121,10 +121,10 @@ def _end(pid: int, force: bool) -> None:
             os.kill(pid, number)
 
 
-def last_log_lines(job_dir: Path, count: int) -> list[str]:
-    """The end of what a worker printed, [] if nothing that can be read."""
+def last_log_line(job_dir: Path) -> str:
+    """The last line that a worker printed, '' if there is nothing that can be read."""
     try:
         text = (job_dir / LOG_FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return []
-    return [line for line in text.splitlines() if line.strip()][-count:]
+        return ""
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "")

@@ -17,13 +17,7 @@ from unified_lift import protocol
 from unified_lift.protocol import JobError, JobRequest
 
 from ..scene import importer
-from ..scene.objects import (
-    JOB_KEY,
-    redraw_views,
-    roots,
-    summary,
-    switch_off_earlier,
-)
+from ..scene.objects import JOB_KEY, redraw_views, roots, summary, switch_off_earlier
 from . import process
 from .folders import new_job_dir
 
@@ -269,9 +263,9 @@ def _see_to_cancel(watch: Watch, state: protocol.JobState) -> None:
 def _last_words(watch: Watch) -> str:
     if watch.state == CANCELLED:
         return "Cancelled"
-    lines = process.last_log_lines(watch.job_dir, 1)
-    if lines and not lines[0].startswith("Warning: "):  # which stopped nothing
-        return f"The backend stopped unexpectedly: {lines[0]}"
+    line = process.last_log_line(watch.job_dir)
+    if line and not line.startswith("Warning: "):  # which stopped nothing
+        return f"The backend stopped unexpectedly: {line}"
     return "The backend was ended from outside, or memory ran out. Press Resume"
 
 

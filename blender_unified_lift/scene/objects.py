@@ -23,7 +23,7 @@ from mathutils import Matrix
 from unified_lift.protocol import JobError
 
 from .schema import OBJECT_ID, is_splats, read_splats, write_splats
-from .transform import transformed, with_whole_degree
+from .transform import only_shifts, transformed, with_whole_degree
 
 JOB_KEY = "unified_lift_job"  # custom property of a root collection: the job folder
 CAPTURE_KEY = "unified_lift_capture"  # likewise: the folder of its photos
@@ -154,6 +154,8 @@ def join(context: Context) -> None:
     for obj in pieces:
         linear = np.eye(4)
         linear[:3, :3] = np.linalg.inv(axes) @ np.array(obj.matrix_world.to_3x3())
+        if only_shifts(linear[:3, :3]):  # its splats keep their bits
+            continue
         if obj.data.users > 1:
             obj.data = obj.data.copy()
         write_splats(obj.data, transformed(with_whole_degree(read_splats(obj.data)), linear))

@@ -28,7 +28,7 @@ def transformed(splats: Splats, matrix: np.ndarray) -> Splats:
         Splats in the other frame. Where they are only shifted, all but the means keep their bits.
     """
     linear, shift = matrix[:3, :3], matrix[:3, 3]
-    if np.allclose(linear, np.eye(3), rtol=0, atol=_NOISE):
+    if only_shifts(linear):
         return replace(splats, means=(splats.means + shift).astype(np.float32))
     quats, scales = _mapped_ellipsoids(splats.quats, splats.scales, linear)
     harmonics = np.concatenate([splats.sh0, splats.shN], 1)  # (N, K + 1, 3)
@@ -42,6 +42,11 @@ def transformed(splats: Splats, matrix: np.ndarray) -> Splats:
         sh0=np.ascontiguousarray(harmonics[:, :1]),
         shN=np.ascontiguousarray(harmonics[:, 1:]),
     )
+
+
+def only_shifts(linear: np.ndarray) -> bool:
+    """Whether a (3, 3) map turns and scales nothing."""
+    return np.allclose(linear, np.eye(3), rtol=0, atol=_NOISE)
 
 
 def with_whole_degree(splats: Splats, least: int = 0) -> Splats:

@@ -100,6 +100,17 @@ def exported(tmp_path) -> dict:
     return {name: array[order] for name, array in values.items()}
 
 
+def test_join_keeps_the_bits_of_pieces_that_were_only_moved(segmented):
+    bpy.data.objects["Object 001"].location.x += 2.0
+    piece = vars(schema.read_splats(bpy.data.objects["Object 001"].data))
+    count = len(bpy.data.objects["Object 002"].data.points)
+    select(*THINGS)
+    assert bpy.ops.unified_lift.join() == {"FINISHED"}
+    joined = vars(schema.read_splats(bpy.data.objects["Object 002"].data))
+    for name in set(joined) - {"means"}:
+        np.testing.assert_array_equal(joined[name][count:], piece[name], err_msg=name)
+
+
 def test_join_of_an_object_without_axes_is_refused(segmented):
     bpy.data.objects["Object 002"].scale.x = 0
     select("Object 001", "Object 002")
