@@ -103,15 +103,14 @@ def exported(tmp_path) -> dict:
 def test_join_keeps_the_bits_of_pieces_that_were_only_moved(segmented):
     whole, piece = (bpy.data.objects[name] for name in ("Object 002", "Object 001"))
     piece.location.x += 2.0
-    base = schema.read_values(piece.data, schema.BASE)
-    base[:, 3] = 1.0  # which no logit gives back
-    kind = piece.data.attributes[schema.BASE].data_type
-    schema.write_values(piece.data, schema.BASE, kind, base)
+    scales = schema.read_values(piece.data, schema.SCALE)
+    scales[0] = 0.0  # which no logarithm gives back
+    schema.write_values(piece.data, schema.SCALE, "FLOAT_VECTOR", scales)
     count = len(whole.data.points)
     select("Object 001", "Object 002")
     assert bpy.ops.unified_lift.join() == {"FINISHED"}
-    joined = schema.read_values(bpy.data.objects["Object 002"].data, schema.BASE)
-    np.testing.assert_array_equal(joined[count:], base)
+    joined = schema.read_values(bpy.data.objects["Object 002"].data, schema.SCALE)
+    np.testing.assert_array_equal(joined[count:], scales)
 
 
 def test_join_of_an_object_without_axes_is_refused(segmented):
