@@ -77,8 +77,8 @@ def short_training():
 @pytest.fixture(scope="module")
 def suite(capture, work_dir):
     digest = check_suite(capture, ["paper"], SilentReport()).photos
-    cache_dir = work_dir / "suites" / "little8-draft"
-    return load_suite(capture, cache_dir, "draft", digest, load_engine("cpu"), SilentReport())
+    cache_dir = work_dir / "suites" / "little8-draft-0"
+    return load_suite(capture, cache_dir, "draft", 0, digest, load_engine("cpu"), SilentReport())
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +259,9 @@ def test_ids_take_the_colours_of_what_they_match():
 
 def test_a_report_tells_all_rows(capture, work_dir, tmp_path):
     cells = run(capture, work_dir, ["votes", "unified-lift"], seeds=(0, 1))
-    assert [cell["method"] for cell in cells] == ["oracle"] + ["votes", "unified-lift"] * 2
+    assert [cell["method"] for cell in cells] == ["oracle", "votes", "unified-lift"] * 2
+    kept = [work_dir / "suites" / f"little8-draft-{seed}" / "geometry.ply" for seed in (0, 1)]
+    assert kept[0].read_bytes() != kept[1].read_bytes()  # each seed trains its own splats
     report = work_dir.with_suffix(".md")
     write_report(report, cells, "the command", BUDGET, "cpu")
     text = report.read_text()
@@ -340,8 +342,8 @@ def test_another_budget_runs_again(copy):
     [
         ("cells/little8-paper-votes-0.json", "Running this cell again."),
         ("cells/little8-paper-votes-0.npz", "Running this cell again."),
-        ("suites/little8-draft/geometry.ply", "Training again."),
-        ("suites/little8-draft/source.json", "Training again."),
+        ("suites/little8-draft-0/geometry.ply", "Training again."),
+        ("suites/little8-draft-0/source.json", "Training again."),
         ("little8-paper_ids.png", ""),
     ],
 )
@@ -396,9 +398,9 @@ def test_a_report_repeats_the_warnings(copy):
 
 def test_without_a_surface_masks_are_taken_as_they_are(copy):
     capture, work_dir = copy
-    folder = work_dir / "suites" / "little8-draft"
+    folder = work_dir / "suites" / "little8-draft-0"
     digest = check_suite(capture, ["paper"], SilentReport()).photos
-    source = splats_source(digest, PRESETS["draft"], load_engine("cpu"), suites.SEED)
+    source = splats_source(digest, PRESETS["draft"], load_engine("cpu"), 0)
     splats = kept_splats(folder, source, SilentReport())
     keep_splats(folder, source, {**splats, "opacities": splats["opacities"] - 20})
     shutil.rmtree(work_dir / "cells")

@@ -35,7 +35,7 @@ from unified_lift.rendering.gsplat import project_in_torch
 from unified_lift.rendering.reference import ReferenceEngine, pixel_weights, project
 
 NATIVE, REFERENCE, GSPLAT = "native core", "torch reference", "gsplat's torch parts"
-PRESET = "draft"
+PRESET, SEED = "draft", 0
 DEPTHS = (3, 19)  # colours alone; colours and 16 features
 THREADS = (1, 2)
 PEAK_RESET = Path("/proc/self/clear_refs")
@@ -89,7 +89,7 @@ def load_scene(
         digest, config = digest_photos(capture), PRESETS[PRESET]
         inputs = (capture, cache_dir, config.longest_side, PipelineConfig(), report)
         capture, photos = read_photos(*inputs)
-        work = (cache_dir, config, digest, CpuEngine(), report)
+        work = (cache_dir, config, SEED, digest, CpuEngine(), report)
         gaussians, about = trained_splats(capture, photos, *work), f"trained with `{PRESET}`"
     views = capture.train_views
     return Scene(gaussians, resized(to_camera(views[0]), side), f"{about}, of `{source.name}`")

@@ -43,9 +43,10 @@ COLUMNS: list[tuple[str, Callable[[dict], float | None], str]] = [
 ]
 READING = """\
 All methods get the same frozen splats, blend weights and masks, and give one id to each Gaussian
-(ours then sharpens the edges of its own, where masks tell them: `no-sharpening`);
-ids are rendered as label maps of the test views (the largest blended share, alpha at least one
-half). Scores take all test views as one picture: an id must hold through the views.
+(ours then sharpens the edges of its own, where masks tell them: `no-sharpening`); each seed has
+splats of its own. Ids are rendered as label maps of the test views (the largest blended share,
+alpha at least one half). Scores take all test views as one picture: an id must hold through the
+views.
 Protocol *things* unless *all* is said: pieces of floor and walls do not count as false.
 
 - *found*, *false*: objects that an id covers with an IoU above one half; counted ids of no object.
@@ -67,7 +68,8 @@ Protocol *things* unless *all* is said: pieces of floor and walls do not count a
 - *dB*: test PSNR of the splats as the method leaves them.
 - *s*, *MB*: time of the method after the geometry, the most memory that the process held, what
   earlier methods left in it included.
-- ±: mean over the seeds, and half of their range. Pictures and curves show the first seed.
+- ±: mean over the seeds, trainings of the splats included, and half of their range. Pictures and
+  curves show the first seed.
 - Pictures: an id has the colour of the true object that it fits best, grey if none (a piece of the
   floor is grey, too, and not counted), black where there is none. *similarity*: of a pixel's
   feature to its nearest code, *uncertainty*: of its mask's label; 0 is dark, 1 bright. Curves: the
@@ -125,11 +127,11 @@ def _levels(cells: Sequence[dict]) -> list[tuple[str, str]]:
 def _suites_table(cells: Sequence[dict]) -> str:
     rows = []
     for suite in dict.fromkeys(cell["suite"] for cell in cells):
-        scene = next(cell["scene"] for cell in cells if cell["suite"] == suite)
-        rows.append(
-            f"| {suite} | {scene['things']} | {scene['train_views']} + {scene['test_views']} | "
-            f"{scene['splats']:,} | {scene['psnr']:.2f} | {scene['ssim']:.3f} |"
-        )
+        same = [c["scene"] for c in cells if c["suite"] == suite and c["method"] == ORACLE]
+        forms = {"splats": "{:,.0f}", "psnr": "{:.2f}", "ssim": "{:.3f}"}
+        values = [_spread([scene[key] for scene in same], form) for key, form in forms.items()]
+        views = f"{same[0]['train_views']} + {same[0]['test_views']}"
+        rows.append(f"| {suite} | {same[0]['things']} | {views} | {' | '.join(values)} |")
     head = "| scene | objects | views | splats | test PSNR, dB | test SSIM |\n"
     return head + "| --- " * 6 + "|\n" + "\n".join(rows)
 

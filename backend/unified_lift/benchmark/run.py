@@ -71,7 +71,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every method on every level of masks of every suite, for each seed; and the oracle."""
+    """Every method on every level of masks of every suite; and the oracle. All for each seed,
+    from the training of the splats on.
+    """
 
     suites: Sequence[Path]
     masks: Sequence[str]
@@ -81,14 +83,10 @@ class Plan:
     num_views: int = 0  # training views that are used, evenly spread; 0 = all
 
     def cells(self, suite: str) -> list[Cell]:
-        """The cells of one suite, those of one level of masks together."""
-        oracle = [Cell(suite, TRUE_MASKS, ORACLE, 0)]
-        return oracle + [
-            Cell(suite, masks, method, seed)
-            for masks in self.masks
-            for seed in self.seeds
-            for method in self.methods
-        ]
+        """The cells of one suite, those of one seed together, and in these of one level."""
+        rows = [(TRUE_MASKS, ORACLE)]
+        rows += [(masks, method) for masks in self.masks for method in self.methods]
+        return [Cell(suite, *row, seed) for seed in self.seeds for row in rows]
 
 
 def run_benchmark(
@@ -129,8 +127,9 @@ def run_benchmark(
     work_dir.mkdir(parents=True, exist_ok=True)
     with JobLock(work_dir):
         for path, name, digests in zip(suites, names, inputs, strict=True):
-            own = [task for task in tasks if task.cell.suite == name]
-            _run_suite(path, digests.photos, own, plan, work_dir, budget, engine, report)
+            for seed in plan.seeds:
+                own = [t for t in tasks if (t.cell.suite, t.cell.seed) == (name, seed)]
+                _run_suite(path, digests.photos, own, plan, work_dir, budget, engine, report)
         return [read_json(task.path) for task in tasks]
 
 
@@ -187,24 +186,25 @@ def _run_suite(
     engine: Engine,
     report: Report,
 ) -> None:
-    """Run the tasks of one suite that are not done, and draw what each level of masks gave."""
+    """Run the tasks of one suite and seed that are not done; draw what the first seed's give."""
     levels: dict[str, list[Task]] = {}
     for task in tasks:
         levels.setdefault(task.cell.masks, []).append(task)
-    suite, name = None, suite_name(capture_dir, plan.num_views)
+    suite, name, seed = None, suite_name(capture_dir, plan.num_views), tasks[0].cell.seed
     scene = Recorder(report)
     surfaces = cache(lambda: _surfaces(suite, scene))
     for masks, same in levels.items():
         waiting = [task for task in same if not task.is_done(report)]
-        shown = [levels[TRUE_MASKS][0], *(task for task in same if task.cell.seed == 0)]
+        shown = [*levels[TRUE_MASKS], *same]
         # A picture says in itself what it was made from.
         stamp = digest_words([[task.cell.method, task.key] for task in shown])
-        drawn = masks == TRUE_MASKS or has_pictures(work_dir, name, masks, stamp)
+        drawn = masks == TRUE_MASKS or seed != plan.seeds[0]
+        drawn = drawn or has_pictures(work_dir, name, masks, stamp)
         if drawn and not waiting:
             continue
         if suite is None:
-            cache_dir = work_dir / SUITES_DIR / f"{name}-{plan.preset}"
-            source = (capture_dir, cache_dir, plan.preset, digest, engine, scene)
+            cache_dir = work_dir / SUITES_DIR / f"{name}-{plan.preset}-{seed}"
+            source = (capture_dir, cache_dir, plan.preset, seed, digest, engine, scene)
             suite = load_suite(*source, plan.num_views)
         level = Recorder(report)
         frozen = _frozen(suite, masks, surfaces, level)
@@ -212,7 +212,7 @@ def _run_suite(
             # A copy for each: what one method derives, another shall not get for nothing.
             told = scene.warnings + level.warnings
             _run_task(task, suite, replace(frozen), budget, report, told)
-        if masks != TRUE_MASKS:
+        if not drawn:
             outcomes = {task.cell.method: _load_arrays(task.path) for task in shown}
             draw_level(suite, masks, frozen.label_maps, outcomes, work_dir, stamp)
 

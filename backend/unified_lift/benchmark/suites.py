@@ -47,7 +47,6 @@ from unified_lift.rendering import Engine, Render
 from unified_lift.rendering.weights import BlendWeights
 
 CONFIG = PipelineConfig()
-SEED = 0  # of the splats, which all cells share
 GT_DIR = "gt"
 SURFACE_FILE = "surface.npz"  # in gt, if at all
 MASKS_DIR = "masks"
@@ -73,6 +72,7 @@ class Suite:
         truths: (H, W) int32 of each test view, 0 = not annotated.
         things, stuff: ids in `truths`.
         preset: of the splats' training.
+        seed: likewise.
         engine: what renders.
     """
 
@@ -86,6 +86,7 @@ class Suite:
     things: list[int]
     stuff: list[int]
     preset: GeometryConfig
+    seed: int
     engine: Engine
 
     @cached_property
@@ -160,8 +161,8 @@ class Suite:
         if targets is None:
             return None
         scene = (self.trained_on.images, self.trained_on.cameras, targets, self.photos.cameras)
-        changed = (self.gaussians, object_ids, *scene)
-        return self.with_gaussians(sharpen_edges(*changed, self.preset, self.engine, SEED, report))
+        running = (self.preset, self.engine, self.seed, report)
+        return self.with_gaussians(sharpen_edges(self.gaussians, object_ids, *scene, *running))
 
     def with_gaussians(self, gaussians: Gaussians | None) -> Suite:
         """The scene with splats that a method has changed, or the scene itself if none has."""
@@ -245,6 +246,7 @@ def load_suite(
     capture_dir: Path,
     cache_dir: Path,
     preset: str,
+    seed: int,
     digest: str,
     engine: Engine,
     report: Report,
@@ -256,6 +258,7 @@ def load_suite(
         capture_dir: as `Suite`.
         cache_dir: keeps the trained splats.
         preset: a key of `PRESETS`.
+        seed: of the training.
         digest: `Inputs.photos`; with another one the splats are trained again.
         engine: what renders.
         report: told of the training.
@@ -273,14 +276,15 @@ def load_suite(
         _read_views(capture_dir, num_views), cache_dir, config.longest_side, CONFIG, report
     )
     truths = _read_truths(capture_dir, capture)
-    gaussians = trained_splats(capture, photos, cache_dir, config, digest, engine, report)
+    training = (cache_dir, config, seed, digest, engine, report)
+    gaussians = trained_splats(capture, photos, *training)
     gaussians = {name: value.to(engine.device) for name, value in gaussians.items()}
     side, _ = lift_size(photos, CONFIG)
     trained_on, photos = photos, photos.at(side)
     meta = read_meta(capture_dir / GT_DIR)
     views = list(capture.test_views)
     scene = (gaussians, trained_on, photos)
-    return Suite(name, capture_dir, *scene, views, truths, *meta, PRESETS[preset], engine)
+    return Suite(name, capture_dir, *scene, views, truths, *meta, config, seed, engine)
 
 
 def trained_splats(
@@ -288,18 +292,19 @@ def trained_splats(
     photos: Photos,
     cache_dir: Path,
     config: GeometryConfig,
+    seed: int,
     digest: str,
     engine: Engine,
     report: Report,
 ) -> Gaussians:
     """Train a capture's splats, or take those of an earlier run; arguments as `load_suite`."""
-    source = splats_source(digest, config, engine, SEED)
+    source = splats_source(digest, config, engine, seed)
     gaussians = kept_splats(cache_dir, source, report)
     if gaussians is None:
         capture = with_points(capture, photos, config.min_points, report)
         report.stage("geometry", f"{capture.root.name}: training splats")
         points = (capture.points, capture.point_colors)
-        gaussians = train(photos.images, photos.cameras, *points, config, engine, SEED, report)
+        gaussians = train(photos.images, photos.cameras, *points, config, engine, seed, report)
         keep_splats(cache_dir, source, gaussians)
     return gaussians
 
