@@ -136,6 +136,7 @@ class PipelineConfig:
     # these pixels of all views together take 1.2 GB.
     max_lift_pixels: int = 4_800_000
     min_lift_side: int = 240  # longest side, pixels; with many views fewer of them lift then
+    keep_seconds: float = 60.0  # of a training that a kill costs at most
     preview_seconds: float = 5.0  # and what cannot be interrupted: fusion takes up to 10 s
     jpeg_quality: int = 95  # of undistorted photos
     judged_photos: int = 24  # that splats are judged by where no photo is kept for tests

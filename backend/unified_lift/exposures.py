@@ -58,6 +58,21 @@ class Exposures:
         gain, bias = self.rows[view]
         return image * gain.exp() + bias
 
+    def state(self) -> dict:
+        """All that `restore` needs; it shares the memory of these."""
+        rows = [row.detach() for row in self.rows]
+        return {"rows": rows, "steps": self.optimizer.state_dict(), "on_trial": self.on_trial}
+
+    def restore(self, state: dict) -> None:
+        """Go on from such a state, which is taken over."""
+        self.on_trial = state["on_trial"]
+        for row, value in zip(self.rows, state["rows"], strict=False):
+            with torch.no_grad():
+                row.copy_(value)
+        self.optimizer.load_state_dict(state["steps"])
+        if not state["rows"]:  # forgotten
+            self.rows = []
+
     def step(self) -> None:
         """One step of Adam; the mean over the photos stays 0."""
         if not self.rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +27,7 @@ from unified_lift.gaussians import (
 from unified_lift.protocol import JobError, Report
 from unified_lift.rendering import Camera, Engine
 
+State = dict  # of a training that can go on, as `_state` makes it
 FEATURES = "features"  # name of a learner's features among the parameters
 FAR = 6.0  # SfM points farther from their median than this times the extent are outliers
 
@@ -45,7 +47,7 @@ class Learner(Protocol):
 
 @dataclass
 class Trainer:
-    """The Gaussians in training with their optimiser: the one state of this module."""
+    """The Gaussians in training with their optimiser."""
 
     gaussians: Gaussians
     optimizer: torch.optim.Adam
@@ -65,6 +67,16 @@ class Trainer:
         ]
         optimizer = torch.optim.Adam(groups, eps=1e-15, fused=True)  # eps: 3DGS
         return cls(params, optimizer)
+
+    @classmethod
+    def restore(
+        cls, state: State, extent: float, config: GeometryConfig, device: torch.device
+    ) -> Trainer:
+        """Begin where a training stopped, whose state is taken over."""
+        gaussians = {name: value.to(device) for name, value in state["gaussians"].items()}
+        trainer = cls.start(gaussians, extent, config)
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        return trainer
 
     def replace(self, gaussians: Gaussians, fresh: Tensor) -> None:
         """Go on with other Gaussians: the first rows are the old ones, `fresh` rows were changed.
@@ -98,8 +110,12 @@ def train(
     report: Report,
     show: Callable[[Gaussians], None] = lambda gaussians: None,
     learner: Learner | None = None,
+    unfinished: State | None = None,
+    keep: Callable[[Callable[[], State]], None] = lambda state: None,
 ) -> Gaussians:
     """Train Gaussians until they look like the photos.
+
+    One that goes on from a kept state ends as if it had never stopped.
 
     Args:
         photos: (H, W, 3) uint8 each.
@@ -112,6 +128,8 @@ def train(
         report: told of each step; its steps are units of cost, so they pass evenly in time.
         show: called after each step, to make a preview.
         learner: learns features in the same steps, and is left with them.
+        unfinished: state of such a training, without a learner, to go on from; it is taken over.
+        keep: called after each step with what makes its state; not where there is a learner.
 
     Returns:
         The raw parameters, detached, on the CPU.
@@ -126,10 +144,16 @@ def train(
     exposures = Exposures(cameras, config, engine.device)
     trainer = Trainer.start(start, extent, config, learner.rate if learner else 0.0)
     costs = list(step_costs(config, cameras, len(start["means"])))
-    total, spent = sum(costs), 0.0
     full_size = int(sum(config.coarse_shares[:-1]) * config.iterations)
-    losses: list[Tensor] = []
-    for step, view, photo, camera in schedule(photos, cameras, config, generator):
+    first, order, losses = 0, [], []
+    if unfinished:
+        trainer = Trainer.restore(unfinished, extent, config, engine.device)
+        exposures.restore(unfinished["exposures"])
+        generator.set_state(unfinished["generator"])
+        first, order = unfinished["step"], unfinished["order"]
+        losses = list(unfinished["losses"].to(engine.device))
+    total, spent = sum(costs[first:]), 0.0
+    for step, view, photo, camera in schedule(photos, cameras, config, generator, first, order):
         if step == min(full_size, config.exposure_rounds * len(photos)):
             exposures.judge(config)
         loss = photometric(trainer, exposures, view, photo, camera, config, engine)
@@ -141,6 +165,9 @@ def train(
         exposures.step()
         if _densify_now(config, step):
             densify(trainer, config, generator)
+        if not learner:
+            last = losses[-len(photos) :]
+            keep(partial(_state, step + 1, trainer, exposures, generator, order, last))
         spent += costs[step]
         count = len(trainer.gaussians["means"])
         finished = step >= full_size + len(photos) and _finished(losses[-len(photos) :], config)
@@ -157,20 +184,48 @@ def train(
     return trained
 
 
+def _state(
+    step: int,
+    trainer: Trainer,
+    exposures: Exposures,
+    generator: torch.Generator,
+    order: list[int],
+    losses: list[Tensor],
+) -> State:
+    """All that a training needs to go on at a step; it shares the memory of the training."""
+    return {
+        "step": step,
+        "gaussians": {name: value.detach() for name, value in trainer.gaussians.items()},
+        "optimizer": trainer.optimizer.state_dict(),
+        "exposures": exposures.state(),
+        "generator": generator.get_state(),
+        "order": order,
+        "losses": torch.stack(losses),
+    }
+
+
 def schedule(
     photos: list[np.ndarray],
     cameras: list[Camera],
     config: GeometryConfig,
     generator: torch.Generator,
+    first: int = 0,
+    order: list[int] | None = None,
 ) -> Iterator[tuple[int, int, np.ndarray, Camera]]:
-    """Each step with its view, photo and camera: all in random order, again and again."""
-    level, images, scaled, order = 1, photos, cameras, []
-    for step in range(config.iterations):
+    """Each step with its view, photo and camera: all in random order, again and again.
+
+    From step `first` on; `order` holds the views that are to come before all are drawn anew, and
+    is kept up to date.
+    """
+    level, images, scaled = 1, photos, cameras
+    order = [] if order is None else order
+    for step in range(first, config.iterations):
         factor = coarse_factor(config, cameras, step)
         if factor != level:
             level = factor
             images, scaled = _shrink(photos, cameras, factor)
-        order = order or torch.randperm(len(photos), generator=generator).tolist()
+        if not order:
+            order += torch.randperm(len(photos), generator=generator).tolist()
         view = order.pop()
         yield step, view, images[view], scaled[view]
 
@@ -210,9 +265,14 @@ def start_count(num_points: int, config: GeometryConfig) -> int:
     return min(num_points if enough else config.random_points, config.max_gaussians)
 
 
-def training_seconds(config: GeometryConfig, cameras: list[Camera], num_points: int) -> float:
-    """Expected seconds of a training, as `step_costs`, from so many points of the capture."""
-    return sum(step_costs(config, cameras, start_count(num_points, config)))
+def training_seconds(
+    config: GeometryConfig, cameras: list[Camera], num_points: int, first: int = 0
+) -> float:
+    """Expected seconds of a training, as `step_costs`, from so many points of the capture.
+
+    Of what is left of it from step `first` on.
+    """
+    return sum(list(step_costs(config, cameras, start_count(num_points, config)))[first:])
 
 
 def step_costs(config: GeometryConfig, cameras: list[Camera], count: int) -> Iterator[float]:

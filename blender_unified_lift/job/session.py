@@ -87,7 +87,7 @@ def start(scene: Scene, request: JobRequest, python: Path, jobs_dir: Path) -> Wa
 
 
 def resume(scene: Scene, python: Path) -> Watch:
-    """Start the worker of a crashed or failed job again; it goes on where it can.
+    """Start the worker of a stopped or failed job again; it goes on where it can.
 
     Raises:
         JobError: the worker does not start.

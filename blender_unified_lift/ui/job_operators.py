@@ -79,17 +79,8 @@ class _OnJob:
 class UNIFIEDLIFT_OT_cancel(_OnJob, Operator):
     bl_idname = "unified_lift.cancel"
     bl_label = "Cancel"
-    bl_description = "Stop the job of this scene. What it has written stays in its folder"
+    bl_description = "Stop the job of this scene. Resume goes on with it, also days later"
     states, reason = session.ALIVE, "No job is running for this scene"
-
-    def invoke(self, context, event):
-        return context.window_manager.invoke_confirm(
-            self,
-            event,
-            title="Stop the job?",
-            message="Splats that are still in training are lost. Trained ones are kept",
-            confirm_text="Stop Job",
-        )
 
     def execute(self, context):
         try:
@@ -116,9 +107,11 @@ class _StartsWorker(_OnJob):
 class UNIFIEDLIFT_OT_resume(_StartsWorker, Operator):
     bl_idname = "unified_lift.resume"
     bl_label = "Resume"
-    bl_description = "Start the worker of this job again; it goes on where it can"
-    states = (session.CRASHED, session.FAILED)
-    reason = "No job of this scene was interrupted or has failed"
+    bl_description = (
+        "Start the worker of this job again. Splats go on training where they were stopped"
+    )
+    states = (session.CRASHED, session.FAILED, session.CANCELLED)
+    reason = "No job of this scene was stopped or has failed"
     begin = staticmethod(session.resume)
 
 

@@ -153,8 +153,7 @@ def _draw_end(layout: UILayout, context: Context, watch: Watch) -> None:
     _draw_warnings(box, context, watch)
     if watch.state in (session.CRASHED, session.FAILED, session.CANCELLED):
         buttons = box.row(align=True)
-        if watch.state != session.CANCELLED:
-            buttons.operator("unified_lift.resume", icon="PLAY")
+        buttons.operator("unified_lift.resume", icon="PLAY")
         buttons.operator("unified_lift.restart", icon="FILE_REFRESH")
         buttons.operator("unified_lift.open_log", text="Log", icon="TEXT")
     filled = [root for root in objects.roots(context.scene) if objects.rows(root)]

@@ -2,6 +2,7 @@
 """Photometric training on real pixels, with its parts against closed forms."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scenes import SAMPLE
 
 from unified_lift.capture import read_capture
 from unified_lift.capture.images import load_photo, scaled_view
+from unified_lift.checkpoint import Stopped
 from unified_lift.config import GeometryConfig, PublishedConfig
 from unified_lift.exposures import Exposures
 from unified_lift.gaussians import (
@@ -26,7 +28,7 @@ from unified_lift.lift.features import nearest_codes
 from unified_lift.lift.published import Joint
 from unified_lift.metrics import psnr
 from unified_lift.preparation import to_camera
-from unified_lift.protocol import SilentReport
+from unified_lift.protocol import Cancelled, SilentReport
 from unified_lift.rendering import Camera, load_engine
 
 CONFIG = GeometryConfig(longest_side=48, iterations=150, max_gaussians=400, sh_degree=0)
@@ -118,6 +120,88 @@ def test_the_joint_run_separates_two_balls_and_leaves_the_geometry_as_it_is(two_
 def test_training_makes_the_splats_look_like_the_photos(two_balls):
     start = start_gaussians(two_balls[2], two_balls[3] / 255, CONFIG)
     assert mean_psnr(train_on(two_balls), two_balls) > mean_psnr(start, two_balls) + 5
+
+
+@pytest.mark.parametrize("stop", [1, 40, 149])
+def test_a_stopped_training_goes_on_as_if_it_never_stopped(two_balls, tmp_path, stop):
+    photos, cameras, points, colors = two_balls
+    dimmed = [(photo * (0.5 + 0.1 * (i % 3))).astype(np.uint8) for i, photo in enumerate(photos)]
+    scene = (dimmed, cameras, points, colors, CONFIG, load_engine("cpu"), 0)
+    never = train(*scene, SilentReport())
+
+    class Stop(SilentReport):
+        def progress(self, step, total, message=""):
+            if message.startswith(f"{stop} of"):
+                raise Cancelled
+
+    stopped = Stopped(tmp_path, {"seed": 0}, 1e9, SilentReport())
+    assert stopped.read() is None
+    with pytest.raises(Cancelled):
+        train(*scene, Stop(), keep=stopped.keep)
+    assert not list(tmp_path.iterdir()), "a state is written now and then"
+    stopped.write()
+    state = stopped.read()
+    assert state["step"] == stop
+    shares = []
+
+    class Watch(SilentReport):
+        def progress(self, step, total, message=""):
+            shares.append(step / total)
+
+    again = train(*scene, Watch(), unfinished=state)
+    assert all(torch.equal(never[name], again[name]) for name in PARAMETERS)
+    assert len(shares) == CONFIG.iterations - stop and shares[-1] == 1
+    assert shares[0] < 2 / len(shares) + 0.1 or len(shares) == 1, "the time left starts anew"
+
+
+class Listening(SilentReport):
+    """Keeps the warnings."""
+
+    def __init__(self):
+        self.told = []
+
+    def warning(self, text):
+        self.told.append(text)
+
+
+@pytest.fixture
+def five_steps(two_balls):
+    photos, cameras, points, colors = two_balls
+    scene = (photos, cameras, points, colors, replace(CONFIG, iterations=5))
+    return partial(train, *scene, load_engine("cpu"), 0, SilentReport())
+
+
+def test_a_state_is_written_when_it_is_due_and_trouble_is_told_once(five_steps, tmp_path):
+    stopped = Stopped(tmp_path / "kept", {}, 0.0, SilentReport())
+    five_steps(keep=stopped.keep)
+    assert stopped.read()["step"] == 5
+    (tmp_path / "file").touch()
+    listening = Listening()
+    five_steps(keep=Stopped(tmp_path / "file", {}, 0.0, listening).keep)
+    (told,) = listening.told
+    assert "starts anew" in told and str(tmp_path / "file") in told
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty", "list", "other", "folder"])
+def test_a_state_that_cannot_be_used_is_told(five_steps, tmp_path, damage):
+    listening = Listening()
+    stopped = Stopped(tmp_path, {"seed": 0}, 0.0, listening)
+    five_steps(keep=stopped.keep)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    if damage == "other":
+        torch.save(torch.load(path, weights_only=True) | {"source": {"seed": 1}}, path)
+    elif damage == "list":
+        torch.save([1, 2], path)
+    elif damage == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes({"cut": whole[:1000], "text": b"no training", "empty": b""}[damage])
+    assert stopped.read() is None
+    (told,) = listening.told
+    why = {"other": "have changed", "folder": f"{path} is a folder"}
+    assert why.get(damage, f"{path} is damaged") in told and "anew" in told
 
 
 def test_training_from_random_points_finds_the_balls(two_balls):

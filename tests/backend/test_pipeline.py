@@ -2,6 +2,7 @@
 """Whole jobs as real processes: what comes out, how they end, what bad input does to them."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -326,6 +327,20 @@ def test_a_job_is_cancelled_between_two_steps(small, tmp_path):
     assert process.wait(30) == 130
     assert job_state(tmp_path / "job").name == "cancelled"
     assert not (tmp_path / "job" / "scene.ply").exists()
+
+
+def test_a_cancelled_training_goes_on_and_ends_as_if_never_stopped(small, tmp_path, trained):
+    job = tmp_path / "job"
+    process = start_run(small, job)
+    request_cancel(job)
+    assert process.wait(30) == 130
+    assert (job / "checkpoint" / "training.pt").is_file()
+    again = unified_lift("run", job)
+    assert again.returncode == 0, again.stderr
+    label = geometry_stages(job)[-1]
+    assert re.fullmatch(r"Training splats \(cpu\), from step [1-9]\d* on", label)
+    assert same_result(job, trained)
+    assert not (job / "checkpoint" / "training.pt").exists()
 
 
 def test_a_second_worker_refuses_a_job_at_work(small, tmp_path):

@@ -16,6 +16,7 @@ from unified_lift.capture import Capture
 from unified_lift.capture.images import load_photo, scaled_view
 from unified_lift.checkpoint import (
     SOURCE_FILE,
+    Stopped,
     keep_splats,
     kept_splats,
     read_kept,
@@ -29,7 +30,7 @@ from unified_lift.metrics import psnr
 from unified_lift.pipeline.job import CONFIG, Job
 from unified_lift.ply import read_ply
 from unified_lift.preparation import spread, to_camera, with_points
-from unified_lift.protocol import CHECKPOINT_DIR, JobError, describe_os_error
+from unified_lift.protocol import CHECKPOINT_DIR, Cancelled, JobError, describe_os_error
 from unified_lift.rendering import Camera
 
 
@@ -39,7 +40,7 @@ def job_splats(job: Job, joint: Joint | None) -> Gaussians:
         job.report.stage("geometry", "Reading splats")
         return _read_splats(Path(job.settings.splat), job.capture)
     if joint:  # learns while the splats train
-        return _train(job, joint)
+        return _train(job, joint, None)
     photos = digest_photos(job.capture, job.report.check)
     source = splats_source(photos, job.config, job.engine, job.settings.seed)
     own = _checkpoint(job)
@@ -49,7 +50,8 @@ def job_splats(job: Job, joint: Joint | None) -> Gaussians:
         job.report.stage("geometry", f"Reading splats{whose}")
         # Done already, it tells nothing of this machine's speed.
         job.report.plan(points=0.0, geometry=0.0)
-    gaussians = _train(job, joint) if kept is None else kept
+    stopped = Stopped(own, source, CONFIG.keep_seconds, job.report)
+    gaussians = _train(job, None, stopped) if kept is None else kept
     if kept is None or folder != own:
         try:
             keep_splats(own, source, gaussians)
@@ -99,23 +101,25 @@ def _read_splats(path: Path, capture: Capture) -> Gaussians:
     return from_splats(splats)
 
 
-def _train(job: Job, joint: Joint | None) -> Gaussians:
+def _train(job: Job, joint: Joint | None, stopped: Stopped | None) -> Gaussians:
+    """Train, or go on with a training that was stopped; a joint one always starts anew."""
     photos, config = job.photos, job.config
     capture = with_points(job.capture, photos, config.min_points, job.report)
-    job.report.plan(geometry=training_seconds(config, photos.cameras, len(capture.points)))
-    job.report.stage("geometry", f"Training splats ({job.engine.name})")
-    return train(
-        photos.images,
-        photos.cameras,
-        capture.points,
-        capture.point_colors,
-        config,
-        job.engine,
-        job.settings.seed,
-        job.report,
-        job.previews.training,
-        joint,
-    )
+    unfinished = stopped and stopped.read()
+    first = unfinished["step"] if unfinished else 0
+    num_points = len(capture.points)
+    job.report.plan(geometry=training_seconds(config, photos.cameras, num_points, first))
+    label = f"Training splats ({job.engine.name})"
+    job.report.stage("geometry", f"{label}, from step {first} on" if first else label)
+    scene = (photos.images, photos.cameras, capture.points, capture.point_colors)
+    running = (config, job.engine, job.settings.seed, job.report, job.previews.training)
+    if stopped is None:
+        return train(*scene, *running, joint)
+    try:
+        return train(*scene, *running, unfinished=unfinished, keep=stopped.keep)
+    except Cancelled:
+        stopped.write()
+        raise
 
 
 class Quality(NamedTuple):
