@@ -173,6 +173,11 @@ def test_a_job_shows_its_progress_and_can_be_cancelled(running):
     assert (watch.state, watch.message) == ("cancelled", "Cancelled")
     assert running.worker.wait(10) == protocol.EXIT_CANCELLED
     assert (watch.job_dir / "job.json").exists() and not bpy.context.scene.objects
+    bpy.ops.unified_lift.resume()
+    watch = wait(lambda watch: "from step" in watch.stage or ended(watch))
+    assert watch.state == "running" and watch.job_dir == running.job_dir
+    bpy.ops.unified_lift.cancel()
+    assert wait(ended).state == "cancelled"
     bpy.ops.unified_lift.forget()
     assert bpy.ops.unified_lift.segment.poll()
 
