@@ -109,8 +109,8 @@ def _train(job: Job, joint: Joint | None, stopped: Stopped | None) -> Gaussians:
     first = unfinished["step"] if unfinished else 0
     num_points = len(capture.points)
     job.report.plan(geometry=training_seconds(config, photos.cameras, num_points, first))
-    label = f"Training splats ({job.engine.name})"
-    job.report.stage("geometry", f"{label}, from step {first} on" if first else label)
+    label = f"Training from step {first}" if first else f"Training splats ({job.engine.name})"
+    job.report.stage("geometry", label)
     scene = (photos.images, photos.cameras, capture.points, capture.point_colors)
     running = (config, job.engine, job.settings.seed, job.report, job.previews.training)
     if stopped is None:
