@@ -340,7 +340,7 @@ def parser() -> argparse.ArgumentParser:
     rows = command.add_mutually_exclusive_group()
     rows.add_argument("--methods", nargs="+", help="rows of the report")
     rows.add_argument("--ablation", action="store_true", help="the rows of the ablation")
-    command.add_argument("--seeds", type=int, default=1, help="how often all is done, training too")
+    command.add_argument("--seeds", type=int, default=1, help="runs, each with splats of its own")
     command.add_argument("--views", type=int, default=0, help="train on so many (all)")
     command.add_argument("--preset", choices=list(PRESETS), default=Settings.preset)
     command.add_argument("--device", choices=DEVICES, default=Settings.device)

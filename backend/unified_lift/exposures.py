@@ -66,12 +66,13 @@ class Exposures:
     def restore(self, state: dict) -> None:
         """Go on from such a state, which is taken over."""
         self.on_trial = state["on_trial"]
-        for row, value in zip(self.rows, state["rows"], strict=False):
-            with torch.no_grad():
-                row.copy_(value)
-        self.optimizer.load_state_dict(state["steps"])
         if not state["rows"]:  # forgotten
             self.rows = []
+            return
+        with torch.no_grad():
+            for row, value in zip(self.rows, state["rows"], strict=True):
+                row.copy_(value)
+        self.optimizer.load_state_dict(state["steps"])
 
     def step(self) -> None:
         """One step of Adam; the mean over the photos stays 0."""

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from itertools import islice
+from typing import Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -27,7 +28,6 @@ from unified_lift.gaussians import (
 from unified_lift.protocol import JobError, Report
 from unified_lift.rendering import Camera, Engine
 
-State = dict  # of a training that can go on, as `_state` makes it
 FEATURES = "features"  # name of a learner's features among the parameters
 FAR = 6.0  # SfM points farther from their median than this times the extent are outliers
 
@@ -43,6 +43,19 @@ class Learner(Protocol):
 
     def loss(self, view: int, rendered: Tensor) -> Tensor:
         """Loss of the features that a view (by its place among the photos) shows, (H, W, D)."""
+
+
+class State(TypedDict):
+    """All that a training without a learner needs to go on, as if it had never stopped."""
+
+    step: int  # the next one
+    start: int  # number of Gaussians at the first one
+    gaussians: Gaussians
+    optimizer: dict
+    exposures: dict
+    generator: Tensor
+    order: list[int]  # views that are to come before all are drawn anew
+    losses: Tensor  # of the last steps
 
 
 @dataclass
@@ -67,16 +80,6 @@ class Trainer:
         ]
         optimizer = torch.optim.Adam(groups, eps=1e-15, fused=True)  # eps: 3DGS
         return cls(params, optimizer)
-
-    @classmethod
-    def restore(
-        cls, state: State, extent: float, config: GeometryConfig, device: torch.device
-    ) -> Trainer:
-        """Begin where a training stopped, whose state is taken over."""
-        gaussians = {name: value.to(device) for name, value in state["gaussians"].items()}
-        trainer = cls.start(gaussians, extent, config)
-        trainer.optimizer.load_state_dict(state["optimizer"])
-        return trainer
 
     def replace(self, gaussians: Gaussians, fresh: Tensor) -> None:
         """Go on with other Gaussians: the first rows are the old ones, `fresh` rows were changed.
@@ -111,16 +114,15 @@ def train(
     show: Callable[[Gaussians], None] = lambda gaussians: None,
     learner: Learner | None = None,
     unfinished: State | None = None,
-    keep: Callable[[Callable[[], State]], None] = lambda state: None,
+    keep: Callable[[Callable[[], State]], None] | None = None,
 ) -> Gaussians:
     """Train Gaussians until they look like the photos.
-
-    One that goes on from a kept state ends as if it had never stopped.
 
     Args:
         photos: (H, W, 3) uint8 each.
         cameras: one for each photo, world to camera, OpenCV axes.
-        points: (P, 3) float32 in the world frame; random ones take the place of too few.
+        points: (P, 3) float32 in the world frame; random ones take the place of too few. Nobody
+            looks at them if a training goes on.
         colors: (P, 3) uint8.
         config: iterations, resolution, learning rates.
         engine: what renders.
@@ -128,8 +130,8 @@ def train(
         report: told of each step; its steps are units of cost, so they pass evenly in time.
         show: called after each step, to make a preview.
         learner: learns features in the same steps, and is left with them.
-        unfinished: state of such a training, without a learner, to go on from; it is taken over.
-        keep: called after each step with what makes its state; not where there is a learner.
+        unfinished: state of a training that was stopped, to go on from; it is taken over.
+        keep: called after each step with what makes the state then. No state holds a learner.
 
     Returns:
         The raw parameters, detached, on the CPU.
@@ -137,21 +139,25 @@ def train(
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     extent = scene_extent(cameras)
-    start = start_gaussians(*_start_points(photos, cameras, points, colors, config, rng), config)
-    if learner:
-        start[FEATURES] = learner.start(len(start["means"]))
-    start = {name: value.to(engine.device) for name, value in start.items()}
     exposures = Exposures(cameras, config, engine.device)
-    trainer = Trainer.start(start, extent, config, learner.rate if learner else 0.0)
-    costs = list(step_costs(config, cameras, len(start["means"])))
-    full_size = int(sum(config.coarse_shares[:-1]) * config.iterations)
-    first, order, losses = 0, [], []
     if unfinished:
-        trainer = Trainer.restore(unfinished, extent, config, engine.device)
+        start = unfinished["gaussians"]
+        first, order, count = (unfinished[name] for name in ("step", "order", "start"))
+        losses = list(unfinished["losses"].to(engine.device))
         exposures.restore(unfinished["exposures"])
         generator.set_state(unfinished["generator"])
-        first, order = unfinished["step"], unfinished["order"]
-        losses = list(unfinished["losses"].to(engine.device))
+    else:
+        scene = (photos, cameras, points, colors)
+        start = start_gaussians(*_start_points(*scene, config, rng), config)
+        first, order, count, losses = 0, [], len(start["means"]), []
+    if learner:
+        start[FEATURES] = learner.start(count)
+    start = {name: value.to(engine.device) for name, value in start.items()}
+    trainer = Trainer.start(start, extent, config, learner.rate if learner else 0.0)
+    if unfinished:
+        trainer.optimizer.load_state_dict(unfinished["optimizer"])
+    costs = list(step_costs(config, cameras, count))
+    full_size = int(sum(config.coarse_shares[:-1]) * config.iterations)
     total, spent = sum(costs[first:]), 0.0
     for step, view, photo, camera in schedule(photos, cameras, config, generator, first, order):
         if step == min(full_size, config.exposure_rounds * len(photos)):
@@ -165,14 +171,16 @@ def train(
         exposures.step()
         if _densify_now(config, step):
             densify(trainer, config, generator)
-        if not learner:
-            last = losses[-len(photos) :]
-            keep(partial(_state, step + 1, trainer, exposures, generator, order, last))
+        last = losses[-len(photos) :]
+        finished = step >= full_size + len(photos) and _finished(last, config)
+        if keep:
+            following = config.iterations if finished else step + 1
+            running = (trainer, exposures, generator, order, last)
+            keep(partial(_state, following, count, *running))
         spent += costs[step]
-        count = len(trainer.gaussians["means"])
-        finished = step >= full_size + len(photos) and _finished(losses[-len(photos) :], config)
         share = 1.0 if finished else spent / total
-        message = f"{step + 1} of {config.iterations} steps, {count:,} splats"
+        now = len(trainer.gaussians["means"])
+        message = f"{step + 1} of {config.iterations} steps, {now:,} splats"
         report.progress(round(1000 * share), 1000, message)
         show({name: trainer.gaussians[name] for name in PARAMETERS})
         if finished:
@@ -186,15 +194,17 @@ def train(
 
 def _state(
     step: int,
+    start: int,
     trainer: Trainer,
     exposures: Exposures,
     generator: torch.Generator,
     order: list[int],
     losses: list[Tensor],
 ) -> State:
-    """All that a training needs to go on at a step; it shares the memory of the training."""
+    """The state before a step; it shares the memory of the training."""
     return {
         "step": step,
+        "start": start,
         "gaussians": {name: value.detach() for name, value in trainer.gaussians.items()},
         "optimizer": trainer.optimizer.state_dict(),
         "exposures": exposures.state(),
@@ -266,13 +276,13 @@ def start_count(num_points: int, config: GeometryConfig) -> int:
 
 
 def training_seconds(
-    config: GeometryConfig, cameras: list[Camera], num_points: int, first: int = 0
+    config: GeometryConfig, cameras: list[Camera], num_points: int, unfinished: State | None = None
 ) -> float:
-    """Expected seconds of a training, as `step_costs`, from so many points of the capture.
-
-    Of what is left of it from step `first` on.
-    """
-    return sum(list(step_costs(config, cameras, start_count(num_points, config)))[first:])
+    """Expected seconds of a training from so many points of the capture, or of what is left."""
+    if unfinished:
+        costs = step_costs(config, cameras, unfinished["start"])
+        return sum(islice(costs, unfinished["step"], None))
+    return sum(step_costs(config, cameras, start_count(num_points, config)))
 
 
 def step_costs(config: GeometryConfig, cameras: list[Camera], count: int) -> Iterator[float]:

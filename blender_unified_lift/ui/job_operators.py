@@ -79,7 +79,7 @@ class _OnJob:
 class UNIFIEDLIFT_OT_cancel(_OnJob, Operator):
     bl_idname = "unified_lift.cancel"
     bl_label = "Cancel"
-    bl_description = "Stop the job of this scene. Resume goes on with it, also days later"
+    bl_description = "Stop the job of this scene. Resume goes on with it"
     states, reason = session.ALIVE, "No job is running for this scene"
 
     def execute(self, context):
@@ -119,11 +119,12 @@ class UNIFIEDLIFT_OT_restart(_StartsWorker, Operator):
     bl_idname = "unified_lift.restart"
     bl_label = "Restart"
     bl_description = (
-        "Run the same job again in a new folder. It goes on from trained splats, if there are any"
+        "Run the same job again in a new folder. It takes trained splats, if there are any, but "
+        "does not go on with a training"
     )
     bl_options = {"REGISTER", "UNDO"}  # as Segment Scene
     states = (session.CRASHED, session.FAILED, session.CANCELLED)
-    reason = "No job of this scene has failed"
+    reason = "No job of this scene was stopped or has failed"
     begin = staticmethod(session.restart)
 
 

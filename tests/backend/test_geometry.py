@@ -28,7 +28,7 @@ from unified_lift.lift.features import nearest_codes
 from unified_lift.lift.published import Joint
 from unified_lift.metrics import psnr
 from unified_lift.preparation import to_camera
-from unified_lift.protocol import Cancelled, SilentReport
+from unified_lift.protocol import Cancelled, JobError, SilentReport
 from unified_lift.rendering import Camera, load_engine
 
 CONFIG = GeometryConfig(longest_side=48, iterations=150, max_gaussians=400, sh_degree=0)
@@ -122,36 +122,54 @@ def test_training_makes_the_splats_look_like_the_photos(two_balls):
     assert mean_psnr(train_on(two_balls), two_balls) > mean_psnr(start, two_balls) + 5
 
 
-@pytest.mark.parametrize("stop", [1, 40, 149])
-def test_a_stopped_training_goes_on_as_if_it_never_stopped(two_balls, tmp_path, stop):
+class Stop(SilentReport):
+    """Cancels at a step, and keeps the steps that it is told of."""
+
+    def __init__(self, step=0):
+        self.step, self.told = f"{step} of", []
+
+    def progress(self, step, total, message=""):
+        self.told.append((message, step / total))
+        if message.startswith(self.step):
+            raise Cancelled
+
+
+GROWING = replace(CONFIG, densify_from=20, densify_every=10)
+
+
+@pytest.mark.parametrize("dims", [(1.0, 1.0, 1.0), (0.3, 0.65, 1.0)])
+@pytest.mark.parametrize("stop", [1, 40, 76])  # exposures are judged in between
+def test_a_stopped_training_goes_on_as_if_it_never_stopped(two_balls, tmp_path, dims, stop):
     photos, cameras, points, colors = two_balls
-    dimmed = [(photo * (0.5 + 0.1 * (i % 3))).astype(np.uint8) for i, photo in enumerate(photos)]
-    scene = (dimmed, cameras, points, colors, CONFIG, load_engine("cpu"), 0)
-    never = train(*scene, SilentReport())
-
-    class Stop(SilentReport):
-        def progress(self, step, total, message=""):
-            if message.startswith(f"{stop} of"):
-                raise Cancelled
-
+    photos = [(photo * dims[i % 3]).astype(np.uint8) for i, photo in enumerate(photos)]
+    running = (GROWING, load_engine("cpu"), 0)
+    never = train(photos, cameras, points, colors, *running, SilentReport())
     stopped = Stopped(tmp_path, {"seed": 0}, 1e9, SilentReport())
     assert stopped.read() is None
-    with pytest.raises(Cancelled):
-        train(*scene, Stop(), keep=stopped.keep)
-    assert not list(tmp_path.iterdir()), "a state is written now and then"
-    stopped.write()
+    with pytest.raises(Cancelled), stopped:
+        train(photos, cameras, points, colors, *running, Stop(stop), keep=stopped.keep)
     state = stopped.read()
     assert state["step"] == stop
-    shares = []
-
-    class Watch(SilentReport):
-        def progress(self, step, total, message=""):
-            shares.append(step / total)
-
-    again = train(*scene, Watch(), unfinished=state)
+    assert bool(state["exposures"]["rows"]) == (stop <= 40 or dims[0] < 1)
+    report = Stop()
+    nothing = (np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8))  # nobody looks at them
+    again = train(photos, cameras, *nothing, *running, report, unfinished=state)
     assert all(torch.equal(never[name], again[name]) for name in PARAMETERS)
-    assert len(shares) == CONFIG.iterations - stop and shares[-1] == 1
-    assert shares[0] < 2 / len(shares) + 0.1 or len(shares) == 1, "the time left starts anew"
+    assert report.told[0][0].startswith(f"{stop + 1} of") and report.told[0][1] < 0.1
+    assert report.told[-1][1] == 1
+
+
+def test_a_training_that_has_nothing_to_learn_any_more_stops_at_its_end(two_balls, tmp_path):
+    running = (*two_balls, replace(GROWING, done_loss=10.0), load_engine("cpu"), 0)
+    report = Stop()
+    never = train(*running, report)
+    assert len(report.told) < GROWING.iterations
+    for stop in (len(report.told) - 2, len(report.told)):
+        stopped = Stopped(tmp_path / str(stop), {}, 1e9, SilentReport())
+        with pytest.raises(Cancelled), stopped:
+            train(*running, Stop(stop), keep=stopped.keep)
+        again = train(*running, SilentReport(), unfinished=stopped.read())
+        assert all(torch.equal(never[name], again[name]) for name in PARAMETERS)
 
 
 class Listening(SilentReport):
@@ -179,29 +197,45 @@ def test_a_state_is_written_when_it_is_due_and_trouble_is_told_once(five_steps, 
     listening = Listening()
     five_steps(keep=Stopped(tmp_path / "file", {}, 0.0, listening).keep)
     (told,) = listening.told
-    assert "starts anew" in told and str(tmp_path / "file") in told
+    assert "cannot be kept" in told and str(tmp_path / "file") in told
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "empty", "list", "other", "folder"])
+def test_a_training_that_fails_leaves_no_state_to_fail_again(five_steps, tmp_path):
+    stopped = Stopped(tmp_path, {}, 0.0, SilentReport())
+    with pytest.raises(JobError), stopped:
+        five_steps(keep=stopped.keep)
+        assert stopped.read()
+        raise JobError("Training diverged")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "text", "empty", "other", "folder"])
 def test_a_state_that_cannot_be_used_is_told(five_steps, tmp_path, damage):
     listening = Listening()
     stopped = Stopped(tmp_path, {"seed": 0}, 0.0, listening)
     five_steps(keep=stopped.keep)
     (path,) = tmp_path.iterdir()
-    whole = path.read_bytes()
+    whole, middle = path.read_bytes(), path.stat().st_size // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 64]) + whole[middle + 1 :]
+    bad = {"cut": whole[:1000], "bit": flipped, "text": b"no training", "empty": b""}
     if damage == "other":
-        torch.save(torch.load(path, weights_only=True) | {"source": {"seed": 1}}, path)
-    elif damage == "list":
-        torch.save([1, 2], path)
+        stopped = Stopped(tmp_path, {"seed": 1}, 0.0, listening)
     elif damage == "folder":
         path.unlink()
         path.mkdir()
     else:
-        path.write_bytes({"cut": whole[:1000], "text": b"no training", "empty": b""}[damage])
+        path.write_bytes(bad[damage])
     assert stopped.read() is None
     (told,) = listening.told
-    why = {"other": "have changed", "folder": f"{path} is a folder"}
+    why = {"other": "It had another seed.", "folder": f"{path} is a folder"}
     assert why.get(damage, f"{path} is damaged") in told and "anew" in told
+    assert damage == "folder" or not path.exists()
+
+
+def test_what_a_kill_leaves_of_a_state_is_taken_away(tmp_path):
+    (tmp_path / "training.pt.part").touch()
+    Stopped(tmp_path, {}, 0.0, SilentReport()).remove()
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_from_random_points_finds_the_balls(two_balls):

@@ -333,7 +333,7 @@ def test_a_cancelled_training_goes_on_and_ends_as_if_never_stopped(small, tmp_pa
     job = tmp_path / "job"
     process = start_run(small, job)
     request_cancel(job)
-    assert process.wait(30) == 130
+    assert process.wait(60) == 130
     assert (job / "checkpoint" / "training.pt").is_file()
     again = unified_lift("run", job)
     assert again.returncode == 0, again.stderr

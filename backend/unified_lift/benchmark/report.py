@@ -42,9 +42,9 @@ COLUMNS: list[tuple[str, Callable[[dict], float | None], str]] = [
     ("MB", lambda cell: cell["megabytes"], "{:.0f}"),
 ]
 READING = """\
-All methods get the same frozen splats, blend weights and masks, and give one id to each Gaussian
-(ours then sharpens the edges of its own, where masks tell them: `no-sharpening`); each seed has
-splats of its own. Ids are rendered as label maps of the test views (the largest blended share,
+For each seed splats are trained. All methods get these, frozen, with the same blend weights and
+masks, and give one id to each Gaussian (ours then sharpens the edges of its own, where masks tell
+them: `no-sharpening`). Ids are rendered as label maps of the test views (the largest blended share,
 alpha at least one half). Scores take all test views as one picture: an id must hold through the
 views.
 Protocol *things* unless *all* is said: pieces of floor and walls do not count as false.

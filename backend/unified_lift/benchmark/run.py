@@ -129,7 +129,7 @@ def run_benchmark(
         for path, name, digests in zip(suites, names, inputs, strict=True):
             for seed in plan.seeds:
                 own = [t for t in tasks if (t.cell.suite, t.cell.seed) == (name, seed)]
-                _run_suite(path, digests.photos, own, plan, work_dir, budget, engine, report)
+                _run_suite(path, digests.photos, own, seed, plan, work_dir, budget, engine, report)
         return [read_json(task.path) for task in tasks]
 
 
@@ -180,6 +180,7 @@ def _run_suite(
     capture_dir: Path,
     digest: str,
     tasks: Sequence[Task],
+    seed: int,
     plan: Plan,
     work_dir: Path,
     budget: Budget,
@@ -190,7 +191,7 @@ def _run_suite(
     levels: dict[str, list[Task]] = {}
     for task in tasks:
         levels.setdefault(task.cell.masks, []).append(task)
-    suite, name, seed = None, suite_name(capture_dir, plan.num_views), tasks[0].cell.seed
+    suite, name = None, suite_name(capture_dir, plan.num_views)
     scene = Recorder(report)
     surfaces = cache(lambda: _surfaces(suite, scene))
     for masks, same in levels.items():
@@ -198,9 +199,9 @@ def _run_suite(
         shown = [*levels[TRUE_MASKS], *same]
         # A picture says in itself what it was made from.
         stamp = digest_words([[task.cell.method, task.key] for task in shown])
-        drawn = masks == TRUE_MASKS or seed != plan.seeds[0]
-        drawn = drawn or has_pictures(work_dir, name, masks, stamp)
-        if drawn and not waiting:
+        to_draw = masks != TRUE_MASKS and seed == plan.seeds[0]
+        to_draw = to_draw and not has_pictures(work_dir, name, masks, stamp)
+        if not (to_draw or waiting):
             continue
         if suite is None:
             cache_dir = work_dir / SUITES_DIR / f"{name}-{plan.preset}-{seed}"
@@ -212,7 +213,7 @@ def _run_suite(
             # A copy for each: what one method derives, another shall not get for nothing.
             told = scene.warnings + level.warnings
             _run_task(task, suite, replace(frozen), budget, report, told)
-        if not drawn:
+        if to_draw:
             outcomes = {task.cell.method: _load_arrays(task.path) for task in shown}
             draw_level(suite, masks, frozen.label_maps, outcomes, work_dir, stamp)
 

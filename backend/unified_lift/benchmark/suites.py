@@ -16,7 +16,7 @@ import torch
 from unified_lift.benchmark.frozen import vote_labels
 from unified_lift.capture import Capture, View, read_capture
 from unified_lift.capture.images import load_photo, resize_labels, resized_view
-from unified_lift.checkpoint import keep_splats, kept_splats, splats_source
+from unified_lift.checkpoint import Stopped, keep_splats, kept_splats, splats_source
 from unified_lift.config import (
     MASKS_AUTO,
     PRESETS,
@@ -301,10 +301,16 @@ def trained_splats(
     source = splats_source(digest, config, engine, seed)
     gaussians = kept_splats(cache_dir, source, report)
     if gaussians is None:
-        capture = with_points(capture, photos, config.min_points, report)
+        stopped = Stopped(cache_dir, source, CONFIG.keep_seconds, report)
+        unfinished = stopped.read()
+        if not unfinished:
+            capture = with_points(capture, photos, config.min_points, report)
         report.stage("geometry", f"{capture.root.name}: training splats")
-        points = (capture.points, capture.point_colors)
-        gaussians = train(photos.images, photos.cameras, *points, config, engine, seed, report)
+        scene = (photos.images, photos.cameras, capture.points, capture.point_colors)
+        running = (config, engine, seed, report)
+        with stopped:
+            gaussians = train(*scene, *running, unfinished=unfinished, keep=stopped.keep)
+        stopped.remove()
         keep_splats(cache_dir, source, gaussians)
     return gaussians
 

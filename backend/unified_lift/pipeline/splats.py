@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +31,7 @@ from unified_lift.metrics import psnr
 from unified_lift.pipeline.job import CONFIG, Job
 from unified_lift.ply import read_ply
 from unified_lift.preparation import spread, to_camera, with_points
-from unified_lift.protocol import CHECKPOINT_DIR, Cancelled, JobError, describe_os_error
+from unified_lift.protocol import CHECKPOINT_DIR, JobError, describe_os_error
 from unified_lift.rendering import Camera
 
 
@@ -52,6 +53,7 @@ def job_splats(job: Job, joint: Joint | None) -> Gaussians:
         job.report.plan(points=0.0, geometry=0.0)
     stopped = Stopped(own, source, CONFIG.keep_seconds, job.report)
     gaussians = _train(job, None, stopped) if kept is None else kept
+    stopped.remove()  # before splats are written, which may need the room
     if kept is None or folder != own:
         try:
             keep_splats(own, source, gaussians)
@@ -103,23 +105,22 @@ def _read_splats(path: Path, capture: Capture) -> Gaussians:
 
 def _train(job: Job, joint: Joint | None, stopped: Stopped | None) -> Gaussians:
     """Train, or go on with a training that was stopped; a joint one always starts anew."""
-    photos, config = job.photos, job.config
-    capture = with_points(job.capture, photos, config.min_points, job.report)
-    unfinished = stopped and stopped.read()
-    first = unfinished["step"] if unfinished else 0
-    num_points = len(capture.points)
-    job.report.plan(geometry=training_seconds(config, photos.cameras, num_points, first))
-    label = f"Training from step {first}" if first else f"Training splats ({job.engine.name})"
+    photos, config, capture = job.photos, job.config, job.capture
+    unfinished = stopped.read() if stopped else None
+    if unfinished:
+        job.report.plan(points=0.0)
+        label = f"Training from step {unfinished['step']}"
+    else:
+        capture = with_points(capture, photos, config.min_points, job.report)
+        label = f"Training splats ({job.engine.name})"
+    left = training_seconds(config, photos.cameras, len(capture.points), unfinished)
+    job.report.plan(geometry=left)
     job.report.stage("geometry", label)
     scene = (photos.images, photos.cameras, capture.points, capture.point_colors)
     running = (config, job.engine, job.settings.seed, job.report, job.previews.training)
-    if stopped is None:
-        return train(*scene, *running, joint)
-    try:
-        return train(*scene, *running, unfinished=unfinished, keep=stopped.keep)
-    except Cancelled:
-        stopped.write()
-        raise
+    with stopped or nullcontext():
+        keep = stopped.keep if stopped else None
+        return train(*scene, *running, joint, unfinished, keep)
 
 
 class Quality(NamedTuple):

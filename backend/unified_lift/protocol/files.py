@@ -36,7 +36,7 @@ def write_json(path: Path, data: object) -> None:
 
 def write_whole(path: Path, *parts: bytes) -> None:
     """Write under a temporary name, then rename: readers see the old file or the new one."""
-    partial = path.with_name(path.name + ".part")
+    partial = partial_path(path)
     try:
         with open(partial, "wb") as file:
             file.writelines(parts)
@@ -44,6 +44,11 @@ def write_whole(path: Path, *parts: bytes) -> None:
     except OSError:
         partial.unlink(missing_ok=True)  # on a full disk others need the room
         raise
+
+
+def partial_path(path: Path) -> Path:
+    """The temporary name, which only a kill leaves behind."""
+    return path.with_name(path.name + ".part")
 
 
 def _replace(source: Path, target: Path) -> None:
