@@ -71,9 +71,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every method on every level of masks of every suite; and the oracle. All for each seed,
-    from the training of the splats on.
-    """
+    """Every method on every level of masks of every suite, and the oracle; each seed trains anew."""
 
     suites: Sequence[Path]
     masks: Sequence[str]
