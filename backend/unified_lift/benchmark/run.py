@@ -71,7 +71,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every method on every level of masks of every suite, and the oracle; each seed trains anew."""
+    """Every method on every level of masks of every suite, and the oracle; seeds train anew."""
 
     suites: Sequence[Path]
     masks: Sequence[str]
