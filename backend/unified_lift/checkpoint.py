@@ -126,10 +126,10 @@ class Stopped:
     def __enter__(self) -> Stopped:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and issubclass(kind, Cancelled):
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        if isinstance(error, Cancelled):
             self.write()
-        elif kind is not None and issubclass(kind, JobError):
+        elif isinstance(error, JobError):
             self.remove()  # it would fail again
 
     def read(self) -> State | None:

@@ -331,17 +331,13 @@ def test_splats_and_parameters_are_the_same_thing(two_balls):
 def test_training_ends_early_where_nothing_is_left_to_learn(two_balls):
     photos, cameras, _, _ = two_balls
     flat = [np.full_like(photo, 90) for photo in photos]
-    steps = []
-
-    class Listening(SilentReport):
-        def progress(self, step, total, message=""):
-            steps.append(step / total)
-
+    report = Stop()
     rng = np.random.default_rng(0)
     points = rng.uniform(-2, 2, (400, 3)).astype(np.float32)
     colors = np.full((400, 3), 90, np.uint8)
     config = replace(CONFIG, iterations=3000)
-    train(flat, cameras, points, colors, config, load_engine("cpu"), 0, Listening())
+    train(flat, cameras, points, colors, config, load_engine("cpu"), 0, report)
+    steps = [share for _, share in report.told]
     assert len(steps) < 2500
     assert steps == sorted(steps) and steps[-1] == 1
 
